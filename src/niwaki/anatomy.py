@@ -1,0 +1,251 @@
+"""Where a transformer's parts are: one table per model family.
+
+A table holds attribute paths, not modules, so that it describes a model on any device, the meta device too.
+A new family is one more row of `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from niwaki.errors import NiwakiError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Hold the attribute paths of one model family.
+
+    Attributes:
+        name: `config.model_type` of the family.
+        backbone: attribute of the task model that holds the encoder.
+        embeddings: the embedding block, below the backbone.
+        word_embeddings: the token table, below the backbone.
+        embedding_projection: the linear from embedding to hidden width where a family has one (else empty).
+        layers: the list of layers, below the backbone.
+        query, key, value, output: attention projections, below a layer.
+        attention: the module that holds the number of heads and their size, below a layer.
+        heads, head_size, all_head_size: attribute names on `attention` (`all_head_size` may be empty).
+        up, down: the feed-forward's two linears, below a layer.
+        attention_norm, output_norm: the two layer norms, below a layer.
+        pooler: the pooling linear, below the task model (may be absent in a model).
+        head: the classification linear, below the task model.
+        first_token: whether the classification head reads the first token's hidden state alone.
+        config_layers, config_neurons: names of the counts in the config.
+    """
+
+    name: str
+    backbone: str
+    embeddings: str = "embeddings"
+    word_embeddings: str = "embeddings.word_embeddings"
+    embedding_projection: str = ""
+    layers: str = "encoder.layer"
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    output: str = "attention.output.dense"
+    attention: str = "attention.self"
+    heads: str = "num_attention_heads"
+    head_size: str = "attention_head_size"
+    all_head_size: str = "all_head_size"
+    up: str = "intermediate.dense"
+    down: str = "output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    output_norm: str = "output.LayerNorm"
+    pooler: str = ""
+    head: str = "classifier"
+    first_token: bool = True
+    config_layers: str = "num_hidden_layers"
+    config_neurons: str = "intermediate_size"
+
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family("bert", backbone="bert", pooler="bert.pooler.dense"),
+        Family("roberta", backbone="roberta", pooler="classifier.dense", head="classifier.out_proj"),
+        Family(
+            "electra",
+            backbone="electra",
+            embedding_projection="embeddings_project",
+            pooler="classifier.dense",
+            head="classifier.out_proj",
+        ),
+        Family(
+            "distilbert",
+            backbone="distilbert",
+            layers="transformer.layer",
+            query="attention.q_lin",
+            key="attention.k_lin",
+            value="attention.v_lin",
+            output="attention.out_lin",
+            attention="attention",
+            heads="n_heads",
+            all_head_size="",
+            up="ffn.lin1",
+            down="ffn.lin2",
+            attention_norm="sa_layer_norm",
+            output_norm="output_layer_norm",
+            pooler="pre_classifier",
+            config_layers="n_layers",
+            config_neurons="hidden_dim",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Give the parts of one layer by their role, whatever the family calls them."""
+
+    family: Family
+    index: int
+    path: str
+    module: nn.Module
+
+    def part(self, role: str) -> nn.Module:
+        """Return the module that plays `role` (a field name of `Family`)."""
+        return self.module.get_submodule(getattr(self.family, role))
+
+    def name_of(self, role: str) -> str:
+        """Return the dotted name, in the whole model, of the module that plays `role`."""
+        return f"{self.path}.{getattr(self.family, role)}"
+
+    @property
+    def attention(self) -> nn.Module:
+        """Return the module that knows how many heads there are."""
+        return self.part("attention")
+
+    @property
+    def heads(self) -> int:
+        """Return the number of attention heads that are left."""
+        return int(getattr(self.attention, self.family.heads))
+
+    @property
+    def head_size(self) -> int:
+        """Return the width of one head."""
+        return int(getattr(self.attention, self.family.head_size))
+
+    @property
+    def neurons(self) -> int:
+        """Return the number of feed-forward neurons that are left."""
+        return int(self.part("up").weight.shape[0])  # type: ignore[union-attr,arg-type]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Give the parts of a model by their role."""
+
+    family: Family
+    model: nn.Module
+
+    @property
+    def prefix(self) -> str:
+        """Return the dotted name of the backbone, with its dot, or nothing where the model is a bare backbone."""
+        return f"{self.family.backbone}." if hasattr(self.model, self.family.backbone) else ""
+
+    @property
+    def layers_name(self) -> str:
+        """Return the dotted name of the list of layers."""
+        return self.prefix + self.family.layers
+
+    @property
+    def layer_list(self) -> nn.ModuleList:
+        """Return the list of layers itself."""
+        layers = self.model.get_submodule(self.layers_name)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def num_layers(self) -> int:
+        """Return the number of layers that are left."""
+        return len(self.layer_list)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Return the layers from input to output."""
+        return [
+            Layer(self.family, index, f"{self.layers_name}.{index}", module)
+            for index, module in enumerate(self.layer_list)
+        ]
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """Return the embedding block."""
+        return self.model.get_submodule(self.prefix + self.family.embeddings)
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        """Return the token table (V, D)."""
+        return self.model.get_submodule(self.prefix + self.family.word_embeddings)
+
+    @property
+    def pooler(self) -> nn.Module | None:
+        """Return the pooling linear, or None where the model has none."""
+        return _find(self.model, self.family.pooler)
+
+    @property
+    def head(self) -> nn.Module | None:
+        """Return the classification linear, or None where the model is a bare backbone."""
+        return _find(self.model, self.family.head)
+
+    def embedding_names(self) -> Iterator[str]:
+        """Yield the dotted name of every embedding table."""
+        start = self.prefix + self.family.embeddings
+        for name, module in self.embeddings.named_modules():
+            if hasattr(module, "num_embeddings"):
+                yield f"{start}.{name}"
+
+    def linear_names(self) -> Iterator[str]:
+        """Yield the dotted name of every linear inside the layers, from input to output."""
+        for layer in self.layers:
+            for role in ("query", "key", "value", "output", "up", "down"):
+                yield layer.name_of(role)
+
+
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the submodule at `path`, or None."""
+    found: nn.Module | None = model
+    for part in path.split("."):
+        found = getattr(found, part, None) if part else None
+    return found
+
+
+def anatomy_of(model: nn.Module) -> Anatomy:
+    """Find the anatomy of a Transformers model by `config.model_type`.
+
+    Raises:
+        NiwakiError: the family is not known; the known ones are listed.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in FAMILIES:
+        raise NiwakiError(
+            f"the model family {kind!r} is not known",
+            expected=f"one of {', '.join(sorted(FAMILIES))}",
+            fix="a model of a known family, or add its table to niwaki.anatomy.FAMILIES",
+        )
+    return Anatomy(FAMILIES[kind], model)
+
+
+def label_names(model: nn.Module) -> list[str]:
+    """Return the names of the classes, in id order."""
+    config: Any = model.config
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def longest_input(model: nn.Module, tokenizer: Any, asked: int | None = None) -> int:
+    """Return how many tokens a text is cut to: `asked`, or what model and tokenizer can read.
+
+    Raises:
+        NiwakiError: more is asked for than the model can read.
+    """
+    config: Any = model.config
+    # RoBERTa counts positions from its padding index + 1, so that many positions are never used
+    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
+    reads = int(min(config.max_position_embeddings - offset, tokenizer.model_max_length))
+    if asked is not None and asked > reads:
+        raise NiwakiError(f"max_length is {asked}", expected=f"at most {reads}, which the model can read")
+    return asked or reads

@@ -1,0 +1,106 @@
+"""Run batches through a model and gather what techniques decide by: ranges, layer influence, importances, teacher outputs."""
+
+# B batch, T tokens, D hidden, H heads, N neurons, P tokens that are not padding
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.anatomy import anatomy_of
+
+Batches = Iterable[dict[str, Tensor]]
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the part of a batch that the model's forward takes."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+
+
+@contextlib.contextmanager
+def watched(modules: dict[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call `see(name, input, output)` whenever one of the modules ran, while the block lasts."""
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            see(name, inputs[0], output)
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_ranges(model: nn.Module, names: Sequence[str], batches: Batches, keep: float = 1.0) -> dict[str, tuple[float, float]]:
+    """Return (low, high) of each module's input over all tokens that are not padding.
+
+    Args:
+        model: in any mode; it is run in eval mode without gradients.
+        names: dotted module names whose input is (B, T, D) or (B, D).
+        batches: padded batches with an attention mask.
+        keep: share of the values of a batch that the range must hold, in (0.5, 1]; 1 is the plain minimum and maximum, below 1
+            both tails are cut evenly. The range over batches is the mean of theirs when `keep` is below 1, else the widest.
+    """
+    mask: list[Tensor] = []
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+
+    def see(name: str, states: Tensor, output: Tensor) -> None:
+        values = states[mask[0].bool()] if states.dim() == 3 and states.shape[:2] == mask[0].shape else states
+        values = values.float().flatten()
+        if keep < 1.0:
+            tail = max(1, round(values.numel() * (1.0 - keep) / 2))
+            low, high = values.kthvalue(tail).values, values.kthvalue(values.numel() - tail + 1).values
+        else:
+            low, high = values.aminmax()
+        seen[name].append((float(low), float(high)))
+
+    with watched({name: model.get_submodule(name) for name in names}, see):
+        for batch in _evaluated(model, batches, mask):
+            model(**batch)
+    if keep < 1.0:
+        return {name: _mean_range(ranges) for name, ranges in seen.items()}
+    return {name: (min(low for low, _ in ranges), max(high for _, high in ranges)) for name, ranges in seen.items()}
+
+
+def block_influence(model: nn.Module, batches: Batches) -> list[float]:
+    """Return for each layer 1 - E[cos(h_in, h_out)] over tokens that are not padding: 0 for a layer that changes nothing.
+
+    Source: Men et al. 2024, ShortGPT, equation 1.
+    """
+    anatomy = anatomy_of(model)
+    mask: list[Tensor] = []
+    sums, counts = [0.0] * anatomy.num_layers, [0] * anatomy.num_layers
+
+    def see(name: str, before_BTD: Tensor, after: Tensor | tuple[Tensor, ...]) -> None:
+        after_BTD = after[0] if isinstance(after, tuple) else after
+        cosine_BT = nn.functional.cosine_similarity(before_BTD.float(), after_BTD.float(), dim=-1)
+        sums[int(name)] += float((1.0 - cosine_BT)[mask[0].bool()].sum())
+        counts[int(name)] += int(mask[0].sum())
+
+    with watched({str(layer.index): layer.module for layer in anatomy.layers}, see):
+        for batch in _evaluated(model, batches, mask):
+            model(**batch)
+    return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def _evaluated(model: nn.Module, batches: Batches, mask: list[Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches with the model in eval mode; `mask` holds the present batch's attention mask."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            mask[:] = [batch["attention_mask"]]
+            yield inputs_of(batch)
+    model.train(was_training)
+
+
+def _mean_range(ranges: list[tuple[float, float]]) -> tuple[float, float]:
+    lows, highs = zip(*ranges, strict=True)
+    return sum(lows) / len(lows), sum(highs) / len(highs)

@@ -1,0 +1,174 @@
+"""Write a model to a folder and read it back bit-equal: config, journal, safetensors, tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from niwaki.errors import NiwakiError
+from niwaki.surgery import is_plain, journal_of, replay
+
+WEIGHTS = "model.safetensors"
+JOURNAL = "journal.jsonl"
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder`; it takes its place when the block ends well, and vanishes otherwise."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside and rename it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
+    """Write a model into `folder`, beside whatever else is there.
+
+    The weights are written last: a folder with `model.safetensors` is whole. Where every layer kept the shape that the
+    config states, the folder is a plain Transformers model as well.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    config = model.config.to_dict()  # type: ignore[union-attr,operator]
+    config["architectures"] = [type(model).__name__]
+    config["niwaki"] = {"plain": is_plain(model)}
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    journal = journal_of(model)
+    if len(journal) > 1:
+        write_text(folder / JOURNAL, "".join(json.dumps(record) + "\n" for record in journal))
+    else:
+        (folder / JOURNAL).unlink(missing_ok=True)  # nothing was edited: a plain Transformers folder
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    aside = folder / f".{WEIGHTS}.writing"
+    save_file(tensors, aside, metadata={"format": "pt"})
+    aside.replace(folder / WEIGHTS)
+    return folder
+
+
+def is_run(folder: str | Path) -> bool:
+    """Say whether a folder holds a journal, that is, a model that surgery changed."""
+    return (Path(folder) / JOURNAL).is_file()
+
+
+def load(
+    source: str | Path, *, labels: list[str] | None = None, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> nn.Module:
+    """Load a sequence classifier as a plain Transformers module, in eval mode.
+
+    Args:
+        source: a run folder, a folder that Transformers wrote, or a hub id.
+        labels: names of the classes; given, a missing head is made new (random) with one output a label.
+        allow_pickle: also read weights that are not safetensors.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        NiwakiError: there is no such model, or it has no fine-tuned head and `labels` is not given.
+    """
+    if is_run(source):
+        return load_run(Path(source))
+    return _load_plain(str(source), labels, allow_pickle, trust_remote_code)
+
+
+def load_run(folder: Path) -> nn.Module:
+    """Build the base without weights, replay the journal, read the weights strictly."""
+    import transformers
+    from accelerate import init_empty_weights
+    from safetensors.torch import load_file
+
+    if not (folder / WEIGHTS).is_file():
+        raise NiwakiError(
+            f"{folder} has no {WEIGHTS}", expected="a finished run", fix="run the same `niwaki compress` again"
+        )
+    records = [json.loads(line) for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines()]
+    build = records[0]
+    config = transformers.AutoConfig.for_model(**build["config"])
+    with init_empty_weights(include_buffers=False):
+        model: nn.Module = getattr(transformers, build["architecture"])(config)
+    model.niwaki_journal = records[:1]  # type: ignore[assignment]
+    replay(model, records)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+    except RuntimeError as error:
+        raise NiwakiError(f"{folder / WEIGHTS} does not fit {folder / JOURNAL}: {error}") from error
+    return model.eval()
+
+
+def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModelForSequenceClassification
+
+    extra: dict[str, Any] = {}
+    if labels is not None:
+        names = dict(enumerate(labels))
+        extra = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **extra,
+        )
+    except (OSError, ValueError) as error:
+        raise NiwakiError(
+            f"no model could be loaded from {source!r}: {str(error).splitlines()[0]}",
+            expected="a folder with config.json and model.safetensors, or a hub id",
+            fix="--allow-pickle, if the weights are a pickle (.bin) that you trust",
+        ) from error
+    if report["missing_keys"] and labels is None:
+        raise NiwakiError(
+            f"{source} has no fine-tuned classification head (missing: {', '.join(sorted(report['missing_keys']))})",
+            expected="a model fine-tuned on the task",
+            fix=f"niwaki finetune {source} --data YOUR_DATA --out base",
+        )
+    module: nn.Module = model.eval()
+    return module
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """Load the tokenizer that stands beside a model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise NiwakiError(
+            f"no tokenizer could be loaded from {str(source)!r}: {str(error).splitlines()[0]}",
+            expected="tokenizer.json beside the model",
+        ) from error
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the sha256 of a model's tensors, names, shapes and types, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,15 @@
+"""The command `niwaki`: one command for each verb. It parses, calls and prints; there is no logic in it.
+
+app.py holds what all commands share (errors, exit codes, pure JSON), options.py the options, and the verbs
+stand in making.py (finetune, compress, export, demo) and judging.py (measure, compare, report, explain).
+"""
+
+from niwaki.cli import judging, making  # noqa: F401  (they register their commands)
+from niwaki.cli.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="niwaki")

@@ -1,0 +1,62 @@
+"""The options that commands share, each defined once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from niwaki.task import Task
+
+Base = Annotated[str, typer.Argument(help="The model to start from: a folder or a hub id.")]
+Kind = Annotated[str, typer.Option("--task", help="The kind of task.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", help="A folder with train, validation and perhaps test files, one file, or a hub data set."
+    ),
+]
+Text = Annotated[str | None, typer.Option("--text", help="Column of the text; found when not named.")]
+TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text, for pairs.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column of the label; found when not named.")]
+Metric = Annotated[str, typer.Option("--metric", help="accuracy, f1 or mcc.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", help="Cut texts to this many tokens, else to what the model reads."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
+Runtimes = Annotated[
+    list[str], typer.Option("--runtimes", help="Of torch, onnxruntime, openvino; commas between.")
+]
+Bounds = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", help='Bounds to hold: "size=10MB latency=2ms memory=500MB quality=-1pt" (or 97%).'
+    ),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: a first look, not a result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and all else to stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write, or to go on with.")]
+
+RUNTIMES = ["torch,onnxruntime,openvino"]
+
+
+def task_of(
+    kind: str,
+    data: str,
+    text: str | None,
+    text_pair: str | None,
+    label: str | None,
+    metric: str,
+    max_length: int | None = None,
+) -> Task:
+    """Return the task that the options describe."""
+    import niwaki
+
+    return niwaki.Task(
+        kind, data=data, text=text, text_pair=text_pair, label=label, metric=metric, max_length=max_length
+    )

@@ -1,0 +1,192 @@
+"""`compare` and `measure`: base and runs, as artifacts in the runtimes they run in, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from niwaki.anatomy import label_names, longest_input
+from niwaki.artifacts import FORMATS, artifact_of
+from niwaki.checkpoint import load, load_tokenizer, weights_hash, write_text
+from niwaki.errors import NiwakiError, closest
+from niwaki.measure import (
+    Measurement,
+    Subject,
+    count_macs_per_token,
+    count_parameters,
+    measure_subjects,
+    module_table,
+)
+from niwaki.runtime import default_threads
+from niwaki.teacher import cache_folder
+
+if TYPE_CHECKING:
+    from niwaki.task import Encoded, Task
+
+#: The runtimes that can be compared, and the export each one opens ("" is the model folder itself).
+RUNTIMES = {"torch": "", "onnxruntime": "onnx", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Hold one row a model and runtime; the base's rows come first."""
+
+    base: str
+    rows: list[Measurement]
+    modules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return `{"base": NAME, "rows": [...]}` as JSON."""
+        rows = [row.model_dump(mode="json") for row in self.rows]
+        return json.dumps({"base": self.base, "rows": rows}, indent=2)
+
+    def __str__(self) -> str:
+        return as_table(self)
+
+
+def compare(
+    base: str | Path | Any,
+    *runs: str | Path | Any,
+    task: Task,
+    runtimes: Sequence[str] = ("torch", "onnxruntime", "openvino"),
+    threads: int | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Measure base and runs in the same session, interleaved, on the artifacts that ship.
+
+    Artifacts that are not there yet are exported first. The rows are also kept in each run's `measurement.json`.
+
+    Args:
+        base: folder or hub id of the model that the runs are compared with.
+        runs: run folders, or other model folders.
+        task: quality is measured on its test split, or on validation without one.
+        runtimes: of "torch", "onnxruntime" and "openvino".
+        threads: of one inference; by default the physical cores.
+        quick: fewer rounds.
+        seed: of inputs, order and bootstrap.
+        progress: draw progress bars.
+
+    Raises:
+        NiwakiError: a runtime is unknown, a folder holds no model, or an artifact does not agree with its model.
+    """
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise NiwakiError(
+                f"there is no runtime {runtime!r}",
+                expected=f"one of {', '.join(RUNTIMES)}",
+                fix=closest(runtime, RUNTIMES),
+            )
+    sources = _named([str(base), *(str(Path(run)) for run in runs)])
+    rows = _evaluation(str(base), task)
+    subjects: list[Subject] = []
+    modules: dict[str, list[dict[str, Any]]] = {}
+    for name, source in sources.items():
+        found, table = _subjects_of(name, source, runtimes, rows)
+        subjects += found
+        modules[name] = table
+    measured = measure_subjects(
+        subjects,
+        rows,
+        task.metric,
+        threads=threads or default_threads(),
+        seed=seed,
+        quick=quick,
+        progress=progress,
+    )
+    comparison = Comparison(next(iter(sources)), measured, modules)
+    for name, source in list(sources.items())[1:]:
+        _keep(comparison, name, Path(source))
+    return comparison
+
+
+def measure(
+    model: str | Path | Any,
+    task: Task,
+    *,
+    runtimes: Sequence[str] = ("torch", "onnxruntime", "openvino"),
+    threads: int | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Comparison:
+    """Measure one model in several runtimes; the first of them is what the others are compared with."""
+    return compare(
+        model, task=task, runtimes=runtimes, threads=threads, quick=quick, seed=seed, progress=progress
+    )
+
+
+def _named(sources: Sequence[str]) -> dict[str, str]:
+    """Name each model after its folder; where two would share a name, after its whole path.
+
+    >>> _named(["a/base", "b/small"])
+    {'base': 'a/base', 'small': 'b/small'}
+    """
+    short = [Path(source).name for source in sources]
+    names = [name if short.count(name) == 1 else source for name, source in zip(short, sources, strict=True)]
+    return dict(zip(names, sources, strict=True))
+
+
+def _evaluation(source: str, task: Task) -> Encoded:
+    model, tokenizer = load(source), load_tokenizer(source)
+    return task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model)).evaluation
+
+
+def _subjects_of(
+    name: str, source: str, runtimes: Sequence[str], rows: Encoded
+) -> tuple[list[Subject], list[dict[str, Any]]]:
+    """Return what is to be measured of one model, exporting what is missing, and where its bytes and work are."""
+    model = load(source)
+    ours = (Path(source) / "base.json").is_file()  # nothing is written into a folder that niwaki did not make
+    folder = Path(source) / "artifacts" if ours else cache_folder() / "artifacts" / weights_hash(model)[:20]
+    counted = {"parameters": count_parameters(model), "macs_per_token": count_macs_per_token(model, rows)}
+    subjects = []
+    for runtime in runtimes:
+        to = RUNTIMES[runtime]
+        path, parity = artifact_of(source, to, rows, folder) if to else (Path(source), None)
+        subjects.append(Subject(name=name, runtime=runtime, path=path, parity=parity, **counted))
+    return subjects, module_table(model, rows)
+
+
+def _keep(comparison: Comparison, name: str, folder: Path) -> None:
+    """Write the rows of base and run into the run's folder."""
+    names = {comparison.base, name}
+    own = Comparison(comparison.base, [row for row in comparison.rows if row.name in names])
+    modules = {"base": comparison.modules[comparison.base], "run": comparison.modules[name]}
+    record = {**json.loads(own.to_json()), "modules": modules}
+    write_text(folder / "measurement.json", json.dumps(record, indent=2) + "\n")
+
+
+def as_table(comparison: Comparison) -> str:
+    """Return the comparison as a table of plain text."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "runtime", "size", "latency", "faster", "rows/s", "memory", "quality", "difference (95%)", "changed"):
+        table.add_column(title, justify="left" if title in {"model", "runtime"} else "right")
+    for row in comparison.rows:
+        table.add_row(row.name, row.runtime, *_cells(row))
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def _cells(row: Measurement) -> list[str]:
+    latency, ratio, quality = row.latency_seconds, row.latency_ratio, row.quality
+    none = "-"
+    low, high = quality.interval if quality else (0.0, 0.0)
+    return [
+        f"{row.size_bytes / 1e6:.1f} MB" if row.size_bytes else none,
+        f"{latency.median * 1e3:.2f} ms" if latency else none,
+        f"{ratio.median:.2f}x" if ratio else none,
+        f"{row.throughput_per_second:.0f}" if row.throughput_per_second else none,
+        f"{row.memory_peak_bytes / 1e6:.0f} MB" if row.memory_peak_bytes else none,
+        f"{quality.value:.2f}" if quality else none,
+        f"{quality.difference:+.2f} ({low:+.2f}..{high:+.2f})" if quality else none,
+        f"{quality.changed:.1%}" if quality else none,
+    ]

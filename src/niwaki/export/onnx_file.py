@@ -1,0 +1,104 @@
+"""Write a prepared model as ONNX, with the integer operators ONNX Runtime has its fast kernels for.
+
+`DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul -> Add` is what ONNX Runtime turns, when it loads the file, into one
+node with scale and bias (`DynamicQuantizeMatMul`, or `MatMulIntegerToFloat` where products share an input). The file
+itself holds standard operators only.
+"""
+
+# I inputs, O outputs
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.export.quiet import quiet
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+#: Attention is one node from 23 on, GELU from 20 on.
+OPSET = 23
+#: A protocol buffer ends at 2 GB; bigger weights go to a file beside.
+LARGEST_FILE_BYTES = 2**31 - 2**20
+
+
+def write_onnx(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
+    """Trace a prepared model and write it.
+
+    Args:
+        prepared: from the inputs of `sample`, in their order, to logits (B, C).
+        sample: 2 rows or more, at least one of them padded: a size of 1 or a mask of ones would be taken for a constant.
+        path: the .onnx file.
+    """
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            prepared,
+            tuple(sample.values()),
+            input_names=list(sample),
+            output_names=["logits"],
+            dynamic_shapes=(dynamic,) * len(sample),
+            opset_version=OPSET,
+            custom_translation_table=_translations(),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        _optimize(program.model)
+        _name_dimensions(program.model)
+        size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
+        program.save(path, external_data=size > LARGEST_FILE_BYTES)
+
+
+def _translations() -> dict[Any, Any]:
+    """Return what each operator of `niwaki.layers.integer` becomes in ONNX."""
+    from onnxscript import FLOAT
+    from onnxscript import opset23 as op
+
+    def linear_int8(quantized: Any, scale: Any, zero: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
+        total = op.MatMulInteger(quantized, op.Transpose(weight, perm=[1, 0]), zero)
+        result = op.Mul(op.Cast(total, to=FLOAT.dtype), op.Mul(scale, weight_scale))
+        return result if bias is None else op.Add(result, bias)
+
+    def linear_weight_only(hidden: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
+        # The runtime widens the weight once, when it loads the file.
+        wide = op.Cast(op.Transpose(weight, perm=[1, 0]), to=FLOAT.dtype)
+        result = op.Mul(op.MatMul(hidden, wide), weight_scale)
+        return result if bias is None else op.Add(result, bias)
+
+    operators = torch.ops.niwaki
+    return {
+        operators.quantize_dynamic.default: lambda hidden: op.DynamicQuantizeLinear(hidden),
+        operators.quantize_static.default: lambda hidden, scale, zero: op.QuantizeLinear(hidden, scale, zero),
+        operators.linear_int8.default: linear_int8,
+        operators.linear_weight_only.default: linear_weight_only,
+    }
+
+
+def _optimize(model: onnx_ir.Model) -> None:
+    """Fold constants, weights' transpositions among them, but never widen an integer weight."""
+    import onnx_ir
+    from onnxscript import optimizer
+
+    def should_fold(node: onnx_ir.Node) -> bool | None:
+        source = node.inputs[0] if node.inputs else None
+        widens = node.op_type == "Cast" and source is not None and source.dtype == onnx_ir.DataType.INT8
+        return False if widens else None
+
+    optimizer.optimize_ir(model, should_fold=should_fold)
+
+
+def _name_dimensions(model: onnx_ir.Model) -> None:
+    """Call the free dimensions batch and length, and drop the shapes of what lies between."""
+    import onnx_ir
+
+    for value in model.graph.inputs:
+        value.shape = onnx_ir.Shape(["batch", "length"])
+    for value in model.graph.outputs:
+        assert value.shape is not None
+        value.shape = onnx_ir.Shape(["batch", value.shape[1]])

@@ -1,0 +1,83 @@
+"""Write a prepared model as OpenVINO IR, its weights int8 in the .bin file.
+
+OpenVINO knows two forms of an integer product. A constant that is widened and scaled before a product is a compressed
+weight: it stays int8 in the file. The same behind a `FakeQuantize`, which rounds to a known range, runs on integers.
+There is no operator for a range taken at run time, so inputs with dynamic ranges stay floats here: the weights are the
+saved integers, the activations are finer than the model's own.
+"""
+
+# I inputs, O outputs
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.export.quiet import quiet
+
+
+def write_openvino(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
+    """Trace a prepared model and write it as `path` (.xml) and the .bin beside it.
+
+    Args:
+        prepared: from the inputs of `sample`, in their order, to logits (B, C).
+        sample: 2 rows or more, at least one of them padded.
+        path: the .xml file.
+    """
+    import openvino
+
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with quiet(), torch.no_grad():
+        program = torch.export.export(prepared, tuple(sample.values()), dynamic_shapes=(dynamic,) * len(sample))
+        model = openvino.convert_model(program.run_decompositions(_decompositions()), extension=[_fake_quantize()])
+        for port, name in zip(model.inputs, sample, strict=True):
+            port.get_tensor().set_names({name})
+        model.output(0).get_tensor().set_names({"logits"})
+        openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Return what each operator of `niwaki.layers.integer` is in plain operators.
+
+    The rounding operators return floats that lie on the integer grid; so the product that follows needs neither scale
+    nor zero point.
+    """
+    operators = torch.ops.niwaki
+
+    def quantize_dynamic(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return hidden, hidden.new_ones(()), hidden.new_zeros(())
+
+    def linear_int8(
+        hidden: Tensor, scale: Tensor, zero: Tensor, weight_OI: Tensor, weight_scale_O: Tensor, bias_O: Tensor | None
+    ) -> Tensor:
+        return linear_weight_only(hidden.to(torch.float32), weight_OI, weight_scale_O, bias_O)
+
+    def linear_weight_only(
+        hidden: Tensor, weight_OI: Tensor, weight_scale_O: Tensor, bias_O: Tensor | None
+    ) -> Tensor:
+        wide_OI = weight_OI.to(torch.float32) * weight_scale_O[:, None]
+        return nn.functional.linear(hidden, wide_OI, bias_O)
+
+    return {
+        operators.quantize_dynamic.default: quantize_dynamic,
+        operators.linear_int8.default: linear_int8,
+        operators.linear_weight_only.default: linear_weight_only,
+    }
+
+
+def _fake_quantize() -> Any:
+    """Return the frontend extension that makes `niwaki::quantize_static` a FakeQuantize of 256 levels."""
+    from openvino import Type, opset15
+    from openvino.frontend import ConversionExtension
+
+    def convert(node: Any) -> Any:
+        hidden, scale, zero = (node.get_input(index) for index in range(3))
+        zero = opset15.convert(zero, Type.f32)
+        low = opset15.multiply(opset15.negative(zero), scale)
+        high = opset15.multiply(opset15.subtract(opset15.constant(255.0, Type.f32), zero), scale)
+        return opset15.fake_quantize(hidden, low, high, low, high, 256).outputs()
+
+    return ConversionExtension("niwaki.quantize_static.default", convert)

@@ -1,0 +1,1 @@
+"""The modules that surgery puts in place of a model's own."""

@@ -1,0 +1,140 @@
+"""Keep law 2: coarse to fine inside one `Train`, and nothing cuts what is already packed into bits.
+
+A wrong order is refused with the right one written out, never mended in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from niwaki.errors import NiwakiError
+from niwaki.technique import Grain, Technique
+from niwaki.train import Train
+
+Step = Train | Technique
+
+
+def check(steps: Sequence[Step]) -> None:
+    """Refuse steps that cannot stand where they stand.
+
+    Raises:
+        NiwakiError: no steps, something that is no step, a technique where it cannot stand, a wrong order.
+    """
+    if not steps:
+        raise NiwakiError(
+            "a recipe without steps", expected="at least one step", fix="Recipe([Quantize(bits=8)])"
+        )
+    for index, step in enumerate(steps):
+        place = f"steps[{index}]"
+        if isinstance(step, Train):
+            _check_together(step.together, place)
+        elif not isinstance(step, Technique):
+            raise NiwakiError(
+                f"{step!r} is no step",
+                expected="Train or a technique, as a value",
+                fix="Quantize(bits=8)",
+                place=place,
+            )
+        elif not step.can_apply:
+            raise NiwakiError(
+                f"{step.name} cannot stand as a step of its own",
+                expected="a place inside train, where it accompanies the training",
+                fix=f"- train: {{together: [{step.name}]}}",
+                place=place,
+            )
+    _check_packed(steps)
+
+
+def _check_together(together: Sequence[Technique], place: str) -> None:
+    """Refuse companions that cannot train, or that do not descend strictly from coarse to fine."""
+    for index, technique in enumerate(together):
+        if not technique.can_accompany:
+            raise NiwakiError(
+                f"{technique.name} cannot stand inside train",
+                expected="a step of its own, before or after train",
+                fix=f"- {technique.name}",
+                place=f"{place}.together[{index}]",
+            )
+    _check_descent([technique for technique in together if technique.grain != Grain.NONE], together, place)
+
+
+def _check_descent(cutters: Sequence[Technique], together: Sequence[Technique], place: str) -> None:
+    """Refuse cutting techniques whose grains do not strictly descend, and write out the right order."""
+    seen: dict[Grain, str] = {}
+    for technique in cutters:
+        if technique.grain in seen:
+            raise NiwakiError(
+                f"{seen[technique.grain]} and {technique.name} both cut {_word(technique.grain)}s",
+                expected="at most one technique for each of layer, unit, weight and bit in one train",
+                fix=f"{technique.name} in a train of its own, before or after this one",
+                place=f"{place}.together",
+            )
+        seen[technique.grain] = technique.name
+    for first, second in pairwise(cutters):
+        if first.grain < second.grain:
+            names = ", ".join(technique.name for technique in coarse_to_fine(together))
+            raise NiwakiError(
+                f"{first.name} cuts {_word(first.grain)}s before {second.name} cuts {_word(second.grain)}s",
+                expected="coarse to fine: layers, then units, then weights, then bits",
+                fix=f"together in this order: {names}",
+                place=f"{place}.together",
+            )
+
+
+def coarse_to_fine(together: Sequence[Technique]) -> list[Technique]:
+    """Return the techniques in the right order; those that cut nothing keep their places."""
+    ordered = iter(sorted((one for one in together if one.grain != Grain.NONE), key=lambda one: -one.grain))
+    return [one if one.grain == Grain.NONE else next(ordered) for one in together]
+
+
+def _check_packed(steps: Sequence[Step]) -> None:
+    """Refuse a step that cuts what a step before it packed into bits."""
+    packed = -1
+    for index, step in enumerate(steps):
+        if packed >= 0 and _cuts(step):
+            raise NiwakiError(
+                f"{_label(step)} cuts what steps[{packed}] ({_label(steps[packed])}) has packed into bits",
+                expected="cuts first, bits last",
+                fix=_right_order(steps),
+                place=f"steps[{index}]",
+            )
+        if packed < 0 and _packs(step):
+            packed = index
+
+
+def _right_order(steps: Sequence[Step]) -> str:
+    """Return the steps with those that pack last, where moving whole steps is enough."""
+    stuck = sum(_packs(step) and _cuts(step) for step in steps)
+    if stuck > 1:
+        return "one train for all that is cut beside quantize, or quantize as the last step alone"
+    # A train that cuts and packs must stand before steps that only pack, and after all that only cut.
+    ordered = sorted(steps, key=lambda step: 0 if not _packs(step) else 1 if _cuts(step) else 2)
+    return "steps in this order: " + ", ".join(_label(step) for step in ordered)
+
+
+def _parts(step: Step) -> tuple[Technique, ...]:
+    """Return the techniques at work in a step."""
+    return step.together if isinstance(step, Train) else (step,)
+
+
+def _packs(step: Step) -> bool:
+    """Say whether a step leaves bits behind."""
+    return any(part.grain == Grain.BIT for part in _parts(step))
+
+
+def _cuts(step: Step) -> bool:
+    """Say whether a step cuts layers, units or weights."""
+    return any(part.grain > Grain.BIT for part in _parts(step))
+
+
+def _label(step: Step) -> str:
+    """Return a step's name, with what stands together in it."""
+    if isinstance(step, Train) and step.together:
+        return f"train ({', '.join(part.name for part in step.together)})"
+    return step.name
+
+
+def _word(grain: Grain) -> str:
+    """Return a grain as a word."""
+    return grain.name.lower()

@@ -1,0 +1,44 @@
+"""Set single values of a recipe's data: `steps[0].train.epochs=2`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from niwaki.errors import NiwakiError, closest
+from niwaki.recipe import dialect
+
+_EXAMPLE = "steps[0].train.epochs=2"
+
+
+def assign(data: Any, assignment: str) -> Any:
+    """Set one value in `data` and return it; the path must lead somewhere, the value is read as YAML.
+
+    >>> assign({"steps": [{"train": {"epochs": 3}}]}, "steps.0.train.epochs=2")
+    {'steps': [{'train': {'epochs': 2}}]}
+    """
+    path, equals, text = assignment.partition("=")
+    parts = re.findall(r"[^.\[\]\s]+", path)
+    if not equals or not parts:
+        raise NiwakiError("this sets nothing", expected="a path, an equals sign and a value", fix=_EXAMPLE)
+    target = data
+    for part in parts[:-1]:
+        target = target[_key(target, part)]
+    target[_key(target, parts[-1], new=True)] = dialect.load(text)
+    return data
+
+
+def _key(target: Any, part: str, new: bool = False) -> Any:
+    """Return the key or index that `part` names; a `new` key may be missing: the steps' check judges it."""
+    if isinstance(target, list):
+        if part.isdecimal() and int(part) < len(target):
+            return int(part)
+        raise NiwakiError(
+            f"there is no [{part}]", expected=f"a number from 0 to {len(target) - 1}", fix=_EXAMPLE
+        )
+    if not isinstance(target, dict):
+        raise NiwakiError(f'there is nothing below which "{part}" could stand', fix=_EXAMPLE)
+    if part not in target and not new:
+        fix = closest(part, [str(key) for key in target])
+        raise NiwakiError(f'there is no "{part}"', expected="one of " + ", ".join(map(str, target)), fix=fix)
+    return part

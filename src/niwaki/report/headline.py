@@ -1,0 +1,269 @@
+"""Say in one sentence what a compressed model gains and loses, also when it gains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from niwaki.report import units
+from niwaki.report.folders import Row, RunFolder, number, section
+
+CLOSE = 1.05
+"""Two sizes or times whose ratio is below this are called alike."""
+
+LEVEL = 0.05
+"""A difference with a p-value below this is called significant."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Hold what is said of one model.
+
+    Attributes:
+        name: of the model.
+        verdict: three or four words.
+        good: True for a plain gain, False for none, None for one that costs quality or cannot be judged.
+        sentence: to be read after the name.
+        runtime: in which the model is fastest, and in which it is compared.
+        tiles: (what, value, base's value, ratio or difference in words), for the eye.
+    """
+
+    name: str
+    verdict: str
+    good: bool | None
+    sentence: str
+    runtime: str
+    tiles: tuple[tuple[str, str, str, str], ...]
+
+
+def headlines(run: RunFolder) -> list[Headline]:
+    """Return one headline for each measured model of a run beside the base."""
+    return [headline(run.rows, run.base, run.of(name)) for name in run.subjects]
+
+
+def headline(rows: Sequence[Row], base: str, own: Sequence[Row]) -> Headline:
+    """Compare the fastest of a model's records with the base in the same runtime.
+
+    Args:
+        rows: all records of the measurement.
+        base: name of the base.
+        own: records of the model, at least one.
+    """
+    best = min(own, key=lambda row: number(row, "latency_seconds", "median") or float("inf"))
+    peer = peer_of(rows, base, best)
+    said = [_size(best, peer), _speed(best, peer), _elsewhere(rows, base, best, peer)]
+    gains = [text for text in said if text]
+    first = f"is {units.listed(gains)}." if gains else "was measured without the base beside it."
+    sentences = [first, _quality(best), _parity(best)]
+    good, verdict = _verdict(best, peer)
+    sentence = " ".join(text for text in sentences if text)
+    return Headline(str(best["name"]), verdict, good, sentence, runtime_of(best), tuple(_tiles(best, peer)))
+
+
+def peer_of(rows: Sequence[Row], base: str, row: Row) -> Row | None:
+    """Return the base's record in the same runtime, else its first one, else None."""
+    bases = [other for other in rows if other["name"] == base]
+    same = [other for other in bases if other.get("runtime") == row.get("runtime")]
+    return next(iter(same or bases), None)
+
+
+def ratio(base: float | None, value: float | None) -> float | None:
+    """Return how many times smaller `value` is than `base`."""
+    return base / value if base and value else None
+
+
+def significant(quality: Row) -> bool | None:
+    """Say whether a difference in quality is more than chance, or None where nothing tells.
+
+    McNemar's test counts right and wrong answers, so it speaks of accuracy only; for other metrics the
+    interval decides.
+    """
+    p_value, interval = number(quality, "p_value"), interval_of(quality)
+    if quality.get("metric", "accuracy") == "accuracy" and p_value is not None:
+        return p_value < LEVEL
+    return None if interval is None else interval[0] > 0 or interval[1] < 0
+
+
+def interval_of(quality: Row) -> tuple[float, float] | None:
+    """Return the 95% interval of the difference, in points, or None."""
+    interval = quality.get("interval")
+    if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
+        return None
+    ends = {"low": interval[0], "high": interval[1]}
+    low, high = number(ends, "low"), number(ends, "high")
+    return None if low is None or high is None else (low, high)
+
+
+def _size(row: Row, peer: Row | None) -> str:
+    own, other = number(row, "size_bytes"), number(peer or {}, "size_bytes")
+    times = ratio(other, own)
+    if times is None:
+        return ""
+    sizes = f"({units.size(own)} instead of {units.size(other)})"
+    return f"{_times(times, 'smaller', 'larger', 'the same size as')}{_target(times, peer)} {sizes}"
+
+
+def _speed(row: Row, peer: Row | None) -> str:
+    own, other = number(row, "latency_seconds", "median"), number(peer or {}, "latency_seconds", "median")
+    times = ratio(other, own)
+    if times is None or peer is None:
+        return ""
+    latencies = f"({units.seconds(own)} instead of {units.seconds(other)} at batch 1)"
+    where = runtime_of(row)
+    if runtime_of(peer) != where:
+        where = f"{where}, the base being in {runtime_of(peer)},"
+    return f"{_times(times, 'faster', 'slower', 'as fast')} in {where} {latencies}"
+
+
+def _elsewhere(rows: Sequence[Row], base: str, row: Row, peer: Row | None) -> str:
+    """Compare with the base in the runtime it was measured in first, where that is another one."""
+    first = next((other for other in rows if other["name"] == base), None)
+    times = first_ratio(rows, base, row)
+    if first is None or first is peer or times is None:
+        return ""
+    return f"{_times(times, 'faster', 'slower', 'as fast as')}{_target(times, first)} in {runtime_of(first)}"
+
+
+def first_ratio(rows: Sequence[Row], base: str, row: Row) -> float | None:
+    """Return how many times faster a record is than the base's first one, if it can be round by round."""
+    first = next((other for other in rows if other["name"] == base), None)
+    if first is None:
+        return None
+    measured = section(row, "latency_ratio")
+    if measured.get("base") == base and measured.get("base_runtime") == first.get("runtime"):
+        return number(measured, "median")
+    return ratio(number(first, "latency_seconds", "median"), number(row, "latency_seconds", "median"))
+
+
+def runtime_of(row: Row) -> str:
+    """Name a record's runtime as its makers do."""
+    names = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    runtime = str(row.get("runtime") or "an unnamed runtime")
+    return names.get(runtime, runtime)
+
+
+def _times(times: float, better: str, worse: str, alike: str) -> str:
+    if times >= CLOSE:
+        return f"{units.times(times)} {better}"
+    return f"{units.times(1 / times)} {worse}" if times <= 1 / CLOSE else f"about {alike}"
+
+
+def _target(times: float, peer: Row | None) -> str:
+    """Name the base after a comparative: "than base", or "base" after "as fast as"."""
+    name = str((peer or {}).get("name", "the base"))
+    return f" {name}" if 1 / CLOSE < times < CLOSE else f" than {name}"
+
+
+def _quality(row: Row) -> str:
+    quality = section(row, "quality")
+    value, difference = number(quality, "value"), number(quality, "difference")
+    if value is None:
+        return "Its quality was not measured."
+    metric = str(quality.get("metric") or "quality").capitalize()
+    if difference is None:
+        return f"{metric} is {value:.2f}; it was not paired with the base."
+    moved = (
+        "is the same"
+        if abs(difference) < 0.005
+        else f"{'falls' if difference < 0 else 'rises'} by {abs(difference):.2f} points"
+    )
+    sentence = f"{metric} {moved}, {value - difference:.2f} to {value:.2f}"
+    if abs(difference) < 0.005:
+        sentence = f"{metric} {moved}, {value:.2f}"
+    return f"{sentence}{_evidence(quality)}.{_changed(quality)}"
+
+
+def _evidence(quality: Row) -> str:
+    """Return interval, test and what they mean, without claiming that no significance is equality."""
+    interval, p_value, surely = interval_of(quality), number(quality, "p_value"), significant(quality)
+    parts = []
+    if interval:
+        parts.append(
+            f"95% interval of the difference {units.points(interval[0])} to {units.points(interval[1])}"
+        )
+    if p_value is not None:
+        sign = "" if p_value < 0.001 else "= "
+        parts.append(f"McNemar p {sign}{units.probability(p_value)}".replace("p <", "p < "))
+    count = number(quality, "count")
+    if count:
+        parts.append(f"{count:,.0f} {quality.get('split', '')} examples".replace("  ", " "))
+    text = f" ({', '.join(parts)})" if parts else ""
+    if surely is None:
+        return text
+    if surely:
+        return f"{text}: a significant difference"
+    allows = (
+        f", though a loss of up to {-interval[0]:.2f} points is not ruled out"
+        if interval and interval[0] < 0
+        else ""
+    )
+    return f"{text}: not a significant difference{allows}"
+
+
+def _changed(quality: Row) -> str:
+    changed = number(quality, "changed")
+    return "" if changed is None else f" {units.percent(changed)} of its predictions differ from the base's."
+
+
+def _parity(row: Row) -> str:
+    agreement = number(row, "parity", "agreement")
+    if agreement is None or agreement == 1:
+        return ""
+    share = units.percent(agreement)
+    return (
+        f"The exported file gives the same answer as the model it was made from in {share} of the examples."
+    )
+
+
+def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
+    size = ratio(number(peer or {}, "size_bytes"), number(row, "size_bytes"))
+    speed = ratio(number(peer or {}, "latency_seconds", "median"), number(row, "latency_seconds", "median"))
+    known = [value for value in (size, speed) if value is not None]
+    if not known:
+        return None, "nothing to compare with"
+    gained = [
+        word for word, value in (("smaller", size), ("faster", speed)) if value is not None and value >= CLOSE
+    ]
+    lost = [
+        word
+        for word, value in (("larger", size), ("slower", speed))
+        if value is not None and value <= 1 / CLOSE
+    ]
+    if not gained:
+        return False, f"no gain: {' and '.join(lost)}" if lost else "no gain"
+    quality = section(row, "quality")
+    difference, surely = number(quality, "difference"), significant(quality)
+    text = " and ".join(gained) + (f", but {' and '.join(lost)}" if lost else "")
+    if difference is None or surely is None:
+        return None, f"{text}; quality not compared"
+    if surely and difference < 0:
+        return None, f"{text}, at a cost in {quality.get('metric', 'quality')}"
+    return (None if lost else True), f"{text}, no significant loss"
+
+
+def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:
+    """Return the numbers the eye should meet first."""
+    other = peer or {}
+    tiles = []
+    for title, keys, write, words in (
+        ("size on disk", ("size_bytes",), units.size, ("smaller", "larger", "the same size")),
+        (
+            f"latency in {runtime_of(row)}",
+            ("latency_seconds", "median"),
+            units.seconds,
+            ("faster", "slower", "as fast"),
+        ),
+    ):
+        own, base = number(row, *keys), number(other, *keys)
+        times = ratio(base, own)
+        if own is not None:
+            tiles.append(
+                (title, write(own), write(base) if base else "", _times(times, *words) if times else "")
+            )
+    quality = section(row, "quality")
+    value, difference = number(quality, "value"), number(quality, "difference")
+    if value is not None:
+        before = "" if difference is None else f"{value - difference:.2f}"
+        change = "" if difference is None else f"{units.points(difference)} points"
+        tiles.append((str(quality.get("metric") or "quality"), f"{value:.2f}", before, change))
+    return tiles

@@ -1,0 +1,139 @@
+"""Tell the journal of edits in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from niwaki.report import units
+from niwaki.report.folders import Row, section
+
+# how the known families call their numbers of layers, heads and feed-forward neurons
+LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
+HEADS = ("num_attention_heads", "n_heads")
+NEURONS = ("intermediate_size", "hidden_dim")
+KNOWN = {"build", "keep_layers", "narrow_heads", "narrow_neurons", "quantize_linear", "quantize_embedding"}
+
+
+@dataclass
+class Shape:
+    """Follow the edits of a journal without a model.
+
+    Attributes:
+        layers: the base's numbers of the layers that are left, in order.
+        heads, neurons: what is left of them, by the base's number of the layer.
+    """
+
+    layers: list[int]
+    heads: dict[int, int] = field(default_factory=dict)
+    neurons: dict[int, int] = field(default_factory=dict)
+
+
+def plain_words(journal: Sequence[Row]) -> list[str]:
+    """Return one sentence or list for each kind of edit, numbered as the base numbers its layers.
+
+    >>> plain_words([{"edit": "build", "config": {"num_hidden_layers": 6, "num_attention_heads": 12}},
+    ...              {"edit": "keep_layers", "layers": [0, 2, 4]},
+    ...              {"edit": "narrow_heads", "layer": 1, "heads": [0, 1, 5, 7, 8, 11]}])
+    ['layers 0, 2, 4 kept, of 6', 'layer 2: 6 of 12 heads']
+    """
+    config = section(next((record for record in journal if record.get("edit") == "build"), {}), "config")
+    total = _total(config, LAYERS)
+    shape = _follow(journal, total or _layers_named(journal))
+    sentences = []
+    if any(record.get("edit") == "keep_layers" for record in journal):
+        kept = ", ".join(map(str, shape.layers))
+        sentences.append(
+            f"layer{'s' * (len(shape.layers) != 1)} {kept} kept" + (f", of {total}" if total else "")
+        )
+    sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
+    sentences += _packed(journal)
+    sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
+    return sentences
+
+
+def _follow(journal: Sequence[Row], num_layers: int) -> Shape:
+    """Replay the edits on numbers: an edit counts layers as they stand when it is made."""
+    shape = Shape(list(range(num_layers)))
+    for record in journal:
+        if record.get("edit") == "keep_layers":
+            shape.layers = [
+                shape.layers[index] for index in record.get("layers", []) if index < len(shape.layers)
+            ]
+        for edit, part, left in (
+            ("narrow_heads", "heads", shape.heads),
+            ("narrow_neurons", "neurons", shape.neurons),
+        ):
+            if record.get("edit") == edit and record.get("layer", -1) in range(len(shape.layers)):
+                left[shape.layers[record["layer"]]] = len(record.get(part, []))
+    return shape
+
+
+def _widths(shape: Shape, heads: int | None, neurons: int | None) -> list[str]:
+    """Tell what is left inside the layers, like layers together."""
+    told = {layer: _width(shape, layer, heads, neurons) for layer in shape.layers}
+    told = {layer: text for layer, text in told.items() if text}
+    if told and len(told) == len(shape.layers) > 1 and len(set(told.values())) == 1:
+        return [f"every layer: {next(iter(told.values()))}"]
+    sentences = []
+    for text, group in groupby(told, key=lambda layer: told[layer]):
+        layers = list(group)
+        sentences.append(
+            f"layer{'s' * (len(layers) > 1)} {units.listed([str(layer) for layer in layers])}: {text}"
+        )
+    return sentences
+
+
+def _width(shape: Shape, layer: int, heads: int | None, neurons: int | None) -> str:
+    parts = []
+    for left, total, noun in ((shape.heads, heads, "heads"), (shape.neurons, neurons, "neurons")):
+        if layer in left:
+            parts.append(f"{left[layer]:,} of {total:,} {noun}" if total else f"{left[layer]:,} {noun}")
+    return ", ".join(parts)
+
+
+def _packed(journal: Sequence[Row]) -> list[str]:
+    """Count what was packed into bits."""
+    counts: dict[str, int] = {}
+    for record in journal:
+        if record.get("edit") == "quantize_linear":
+            how = {"none": "weights only"}.get(
+                str(record.get("activations")), f"{record.get('activations')} activations"
+            )
+            key = f"linear layer# in {record.get('bits', 8)} bits ({how})"
+        elif record.get("edit") == "quantize_embedding":
+            key = f"embedding table# in {record.get('bits', 8)} bits"
+        else:
+            continue
+        counts[key] = counts.get(key, 0) + 1
+    return [f"{count} {key.replace('#', 's' * (count != 1))}" for key, count in counts.items()]
+
+
+def _other(record: Row) -> str:
+    """Tell an edit this file does not know, by its arguments, long lists by their length."""
+    arguments = [
+        f"{units.words(key)} {len(value)}"
+        if isinstance(value, list) and len(value) > 8
+        else f"{units.words(key)} {value}"
+        for key, value in record.items()
+        if key != "edit"
+    ]
+    return f"{units.words(str(record.get('edit')))}: {', '.join(arguments)}"
+
+
+def _total(config: Row, names: Sequence[str]) -> int | None:
+    value = next((config[name] for name in names if isinstance(config.get(name), int)), None)
+    return value if isinstance(value, int) else None
+
+
+def _layers_named(journal: Sequence[Row]) -> int:
+    """Return the least number of layers that the journal makes sense with."""
+    named = [
+        index
+        for record in journal
+        for index in record.get("layers", [])
+        if record.get("edit") == "keep_layers"
+    ]
+    named += [record["layer"] for record in journal if isinstance(record.get("layer"), int)]
+    return max(named, default=-1) + 1

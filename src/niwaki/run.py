@@ -1,0 +1,246 @@
+"""`compress`: carry out a recipe, step by step, into a run folder that an interruption cannot harm."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from niwaki.anatomy import anatomy_of, label_names, longest_input
+from niwaki.artifacts import export_run
+from niwaki.checkpoint import WEIGHTS, load, load_run, load_tokenizer, save, weights_hash, write_text, written_aside
+from niwaki.errors import NiwakiError
+from niwaki.measure import count_parameters
+from niwaki.recipe import Recipe
+from niwaki.task import Dataset, Task
+from niwaki.teacher import cache_folder
+from niwaki.technique import Context
+
+
+@dataclass(frozen=True)
+class Run:
+    """Name a run folder and read what is in it."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Return the folder's name."""
+        return self.folder.name
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the recipe that was carried out, with every default."""
+        return Recipe.read(self.folder / "recipe.yaml")
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Return which base model and data the run came from."""
+        return dict(json.loads((self.folder / "base.json").read_text(encoding="utf-8")))
+
+    def load(self) -> nn.Module:
+        """Load the compressed model."""
+        return load_run(self.folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+def compress(
+    base: nn.Module | str | Path,
+    recipe: Recipe | str | Path,
+    task: Task,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    export: Sequence[str] = ("onnx",),
+    threads: int | None = None,
+    progress: bool = True,
+) -> Run:
+    """Carry out a recipe on a fine-tuned model and write a run folder; the base is left as it was.
+
+    On an existing folder it goes on: finished steps are kept (each keyed by the hash of all that went into it), and an
+    interrupted training takes up its last checkpoint and ends with the weights it would have had.
+
+    Args:
+        base: a fine-tuned model (loaded by `niwaki.load`), its folder, or a hub id.
+        recipe: a recipe, a YAML file, or the name of a shipped recipe.
+        task: the task and its data.
+        out: the run folder.
+        seed: of everything random.
+        export: artifacts to write, of "onnx" and "openvino".
+        threads: of PyTorch; by default as PyTorch is set.
+        progress: draw progress bars.
+
+    Raises:
+        NiwakiError: the base, the recipe or the data do not fit together, or an artifact does not agree with the model.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    return carry_out_into(
+        Path(out), base, recipe, task, seed=seed, export=export, threads=threads, progress=progress, new_head=False
+    )
+
+
+def carry_out_into(
+    folder: Path,
+    base: nn.Module | str | Path,
+    recipe: Recipe,
+    task: Task,
+    *,
+    seed: int,
+    threads: int | None,
+    progress: bool,
+    new_head: bool,
+    export: Sequence[str] = (),
+) -> Run:
+    """Read base and data, check the recipe against them, carry it out, save the result and write the artifacts."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    labels = list(task.read().labels) if new_head else None
+    model = base if isinstance(base, nn.Module) else load(base, labels=labels)
+    source = str(model.config._name_or_path) if isinstance(base, nn.Module) else str(base)  # type: ignore[union-attr]
+    tokenizer = load_tokenizer(source)
+    anatomy_of(model)
+    for step in recipe.steps:
+        step.check(model)
+    data = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model))
+    _refuse_other_content(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = _logger(folder / "log.jsonl")
+    write_text(folder / "base.json", json.dumps(_base_record(model, source, task, data), indent=2) + "\n")
+    write_text(folder / "recipe.yaml", recipe.dump())
+    for note in data.notes:
+        log({"event": "note", "note": note})
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    context = Context(task, data, tokenizer, teacher, seed, folder, cache_folder(), log, progress)
+    _save_result(_carry_out(recipe, model, context, folder), tokenizer, folder)
+    for to in export:
+        export_run(folder, to, data.evaluation, log)
+    return Run(folder)
+
+
+def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path) -> nn.Module:
+    """Run the steps that are not done yet, from the last one that is."""
+    keys = step_keys(recipe, model, context)
+    folders = [folder / "steps" / f"{index:02d}-{step.name}" for index, step in enumerate(recipe.steps)]
+    done = 0
+    while done < len(keys) and _is_done(folders[done], keys[done]):
+        context.log({"event": "note", "note": f"{folders[done].name} was done before"})
+        done += 1
+    current = load_run(folders[done - 1]) if done else copy.deepcopy(model)
+    for step, key, place in list(zip(recipe.steps, keys, folders, strict=True))[done:]:
+        workspace = _workspace(place, key)
+        begin = time.monotonic()
+
+        def log(event: dict[str, Any], name: str = place.name) -> None:
+            context.log({"step": name, **event})
+
+        log({"event": "step-begin"})
+        here = Context(**{**context.__dict__, "workspace": workspace, "log": log})
+        try:
+            current = step.run(current, here).cpu()
+        except NiwakiError as error:
+            raise error.at(f"steps[{place.name[:2].lstrip('0') or '0'}]") from error
+        with written_aside(place) as aside:
+            save(current, aside)
+            write_text(aside / "key.json", json.dumps({"key": key}))
+        shutil.rmtree(workspace)
+        log({"event": "step-end", "seconds": round(time.monotonic() - begin, 2), "parameters": count_parameters(current)})
+    return current
+
+
+def step_keys(recipe: Recipe, model: nn.Module, context: Context) -> list[str]:
+    """Return for each step the hash of all that goes into it: version, base, data, seed, and the steps up to it."""
+    parts = [version("niwaki"), weights_hash(model), context.data.fingerprint, context.task.metric, str(context.seed)]
+    key = _hash(*parts)
+    keys = []
+    for step in recipe.steps:
+        key = _hash(key, step.name, json.dumps(step.model_dump(mode="json"), sort_keys=True))
+        keys.append(key)
+    return keys
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    file = folder / "key.json"
+    return file.is_file() and json.loads(file.read_text())["key"] == key and (folder / WEIGHTS).is_file()
+
+
+def _workspace(place: Path, key: str) -> Path:
+    """Return the folder an unfinished step works in; what another recipe left there goes."""
+    workspace = place.with_name(f"{place.name}.unfinished")
+    file = workspace / "key.json"
+    if not (file.is_file() and json.loads(file.read_text())["key"] == key):
+        shutil.rmtree(workspace, ignore_errors=True)
+        workspace.mkdir(parents=True)
+        write_text(file, json.dumps({"key": key}))
+    for half_written in workspace.glob(".*.writing"):
+        shutil.rmtree(half_written, ignore_errors=True)
+    return workspace
+
+
+def _save_result(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write the model into the run folder, unless these very weights are there already."""
+    stamp = folder / ".weights"
+    digest = weights_hash(model)
+    if (folder / WEIGHTS).is_file() and stamp.is_file() and stamp.read_text() == digest:
+        return
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(folder / "artifacts", ignore_errors=True)
+    (folder / "measurement.json").unlink(missing_ok=True)
+    save(model, folder, tokenizer)
+    write_text(stamp, digest)
+
+
+def _refuse_other_content(folder: Path) -> None:
+    if folder.is_file():
+        raise NiwakiError(f"{folder} is a file", expected="a folder for the run", fix=f"--out {folder}-run")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "base.json").is_file():
+        raise NiwakiError(
+            f"{folder} holds other files", expected="an empty folder, or a run to go on with", fix=f"--out {folder}/small"
+        )
+
+
+def _base_record(model: nn.Module, source: str, task: Task, data: Dataset) -> dict[str, Any]:
+    def rows(split: Any) -> int | None:
+        return None if split is None else len(split)
+
+    return {
+        "model": source,
+        "sha256": weights_hash(model),
+        "family": anatomy_of(model).family.name,
+        "labels": list(data.labels),
+        "parameters": count_parameters(model),
+        "size_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+        "task": task.model_dump(mode="json"),
+        "data": {
+            "source": task.data,
+            "fingerprint": data.fingerprint,
+            "rows": {"train": rows(data.train), "validation": rows(data.validation), "test": rows(data.test)},
+            "notes": list(data.notes),
+        },
+    }
+
+
+def _logger(file: Path) -> Callable[[dict[str, Any]], None]:
+    """Return a function that appends one JSON line an event, with the time."""
+
+    def log(event: dict[str, Any]) -> None:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
+
+    return log

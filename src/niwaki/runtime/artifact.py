@@ -1,0 +1,231 @@
+"""Open an artifact as a callable from integer arrays to logits: torch, ONNX Runtime, OpenVINO."""
+
+# B batch, T tokens, C classes
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from niwaki.errors import NiwakiError, closest
+
+Array = npt.NDArray[Any]
+Batch = Mapping[str, Array]
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PRECISIONS = {"f32": "f32", "fp32": "f32", "bf16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Hold an opened artifact; call it with a batch to get logits (B, C), float32.
+
+    Attributes:
+        path: the file or folder that was opened.
+        runtime: one of `RUNTIMES`.
+        inputs: names of the inputs it declares; nothing else is fed to it.
+        precision: the floating-point precision in force: "f32", "bf16", or "as in the file".
+        run: from prepared inputs to logits (B, C); this call alone is what a clock should see.
+        convert: from an int64 array to what the runtime takes.
+        rows_independent: whether a row's logits are known not to depend on the other rows of its batch, which
+            dynamic quantization makes them do. False means unknown.
+    """
+
+    path: Path
+    runtime: str
+    inputs: tuple[str, ...]
+    precision: str
+    run: Callable[[dict[str, Any]], Array]
+    convert: Callable[[Array], Any] = lambda array: array
+    rows_independent: bool = False
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """Return the declared inputs of `batch` (B, T) in the runtime's own type.
+
+        A missing attention mask becomes ones, missing token types become zeros, as the models assume.
+
+        Raises:
+            NiwakiError: the artifact declares an input that is none of the three.
+        """
+        arrays = dict(batch)
+        arrays.setdefault("attention_mask", np.ones_like(arrays["input_ids"]))
+        arrays.setdefault("token_type_ids", np.zeros_like(arrays["input_ids"]))
+        unknown = [name for name in self.inputs if name not in arrays]
+        if unknown:
+            raise NiwakiError(
+                f"the artifact wants an input {unknown[0]!r}",
+                expected=f"no inputs but {', '.join(INPUTS)}",
+                place=str(self.path),
+            )
+        return {
+            name: self.convert(np.ascontiguousarray(arrays[name], dtype=np.int64)) for name in self.inputs
+        }
+
+    def __call__(self, batch: Batch) -> Array:
+        """Return the logits (B, C) of a padded batch of integer arrays (B, T)."""
+        return self.run(self.prepare(batch))
+
+
+def open_artifact(path: str | Path, runtime: str, threads: int, precision: str | None = None) -> Artifact:
+    """Open an artifact with a fixed number of threads.
+
+    Args:
+        path: a model folder or hub id for torch, an .onnx file for onnxruntime, an .xml file for openvino.
+        runtime: one of `RUNTIMES`.
+        threads: of one inference, 1 or more.
+        precision: "f32" or "bf16" (torch, openvino); None leaves it to the runtime. OpenVINO's own choice is
+            bf16 wherever the processor has it, which changes results in silence, so `Artifact.precision` says
+            what is in force.
+
+    Raises:
+        NiwakiError: the runtime is unknown or not installed, the path is not there, or the precision means
+            nothing here.
+    """
+    if runtime not in RUNTIMES:
+        near = closest(runtime, RUNTIMES)
+        raise NiwakiError(
+            f"there is no runtime {runtime!r}", expected=f"one of {', '.join(RUNTIMES)}", fix=near
+        )
+    if precision is not None and precision not in PRECISIONS:
+        raise NiwakiError(f"precision is {precision!r}", expected="f32, bf16 or none", fix="precision: f32")
+    path = Path(path)
+    if not path.exists() and runtime != "torch":  # for torch it may be a hub id, and `load` knows
+        raise NiwakiError(
+            f"{path} does not exist", expected=f"an artifact for {runtime}", fix="niwaki export RUN"
+        )
+    return _OPENERS[runtime](path, threads, PRECISIONS[precision] if precision else None)
+
+
+def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:
+    """Open a model folder in eager PyTorch."""
+    torch = _import("torch", "")
+    from niwaki.checkpoint import load
+    from niwaki.layers.linear import QuantizedLinear
+
+    torch.set_num_threads(threads)
+    with contextlib.suppress(RuntimeError):  # can be set only once in a process
+        torch.set_num_interop_threads(1)
+    model = load(path).eval()
+    if precision is not None:
+        model = model.to({"f32": torch.float32, "bf16": torch.bfloat16}[precision])
+    accepted = inspect.signature(model.forward).parameters
+
+    def run(inputs: dict[str, Any]) -> Array:
+        with torch.inference_mode():
+            logits_BC: Array = model(**inputs).logits.float().numpy()
+        return logits_BC
+
+    floats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    in_force = "bf16" if torch.bfloat16 in floats else "f32"
+    inputs = tuple(name for name in INPUTS if name in accepted)
+    packed = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    return Artifact(path, "torch", inputs, in_force, run, torch.from_numpy, rows_independent=not packed)
+
+
+def _open_onnxruntime(path: Path, threads: int, precision: str | None) -> Artifact:
+    """Open an ONNX file on ONNX Runtime's own CPU kernels."""
+    onnxruntime = _import("onnxruntime", "onnx")
+    if precision is not None:
+        raise NiwakiError(
+            f"precision is {precision!r}",
+            expected="none: ONNX Runtime computes in the types of the file",
+            fix="precision: null",
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning between operators stays on, as in a deployment that changes no defaults. The worker waits for
+    # its end after each block instead (see `worker.settle`).
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    wanted = ["logits" if "logits" in names else names[0]]
+
+    def run(inputs: dict[str, Any]) -> Array:
+        logits_BC: Array = session.run(wanted, inputs)[0]
+        return logits_BC
+
+    inputs = tuple(declared.name for declared in session.get_inputs())
+    return Artifact(path, "onnxruntime", inputs, "as in the file", run)
+
+
+def _open_openvino(path: Path, threads: int, precision: str | None) -> Artifact:
+    """Open an OpenVINO IR (or ONNX) file on OpenVINO's CPU device, one stream."""
+    openvino = _import("openvino", "openvino")
+    # LATENCY means one stream with all the threads: what one request at a time is served best by.
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = precision
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    output = next((port for port in compiled.outputs if "logits" in port.get_names()), compiled.output(0))
+    request = compiled.create_infer_request()
+
+    def run(inputs: dict[str, Any]) -> Array:
+        # Sharing spares two copies. Every call shares: a copying one after it would fail on a bigger shape.
+        results = request.infer(inputs, share_inputs=True, share_outputs=True)
+        return np.array(results[output])  # the next call overwrites what is shared
+
+    inputs = tuple(port.get_any_name() for port in compiled.inputs)
+    in_force = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return Artifact(path, "openvino", inputs, in_force, run)
+
+
+_OPENERS: dict[str, Callable[[Path, int, str | None], Artifact]] = {
+    "torch": _open_torch,
+    "onnxruntime": _open_onnxruntime,
+    "openvino": _open_openvino,
+}
+RUNTIMES: tuple[str, ...] = tuple(_OPENERS)
+
+
+def _import(package: str, extra: str) -> Any:
+    """Import a runtime's package, or say how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise NiwakiError(
+            f"{package} cannot be imported ({error})",
+            expected=f"{package} beside niwaki",
+            fix=f"pip install 'niwaki[{extra}]'" if extra else f"pip install {package}",
+        ) from error
+
+
+def _cached(hub_id: str) -> Path:
+    """Return the folder where a model of the hub lies on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(hub_id, "config.json")
+    if not isinstance(config, str):
+        raise NiwakiError(
+            f"there is no model at {hub_id}", expected="a folder or a hub id that was loaded before"
+        )
+    return Path(config).parent
+
+
+def size_on_disk(path: str | Path, runtime: str) -> int:
+    """Return the bytes of all files the runtime needs to run the model; the tokenizer is apart.
+
+    For torch these are the weights, `config.json` and `journal.jsonl`; for onnxruntime the file and its
+    external data; for openvino .xml and .bin.
+    """
+    path = Path(path)
+    if runtime == "torch":
+        path = path if path.exists() else _cached(path.as_posix())
+        files = [*path.glob("*.safetensors"), path / "config.json", path / "journal.jsonl"]
+        if not list(path.glob("*.safetensors")):
+            files += path.glob("pytorch_model*.bin")
+    elif runtime == "openvino" and path.suffix == ".xml":
+        files = [path, path.with_suffix(".bin")]
+    else:
+        # where exporters put weights beside the graph
+        beside = (f"{path.name}.data", f"{path.name}_data", f"{path.stem}.data")
+        files = [path, *(path.with_name(name) for name in beside)]
+    return sum(file.stat().st_size for file in set(files) if file.is_file())

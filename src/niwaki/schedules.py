@@ -1,0 +1,27 @@
+"""Schedules: pure functions of progress in [0, 1]."""
+
+from __future__ import annotations
+
+
+def warmup_linear(progress: float, warmup: float) -> float:
+    """Rise from 0 to 1 over the first `warmup` share, then fall in a line to 0.
+
+    >>> [warmup_linear(p, 0.5) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup)) if warmup < 1.0 else 1.0
+
+
+def cubic(progress: float, begin: float, end: float) -> float:
+    """Rise from 0 at `begin` to 1 at `end`, fast at first: 1 - (1 - s)^3 (Zhu and Gupta 2017, equation 1).
+
+    >>> [cubic(p, 0.0, 0.5) for p in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.875, 1.0, 1.0]
+    """
+    if progress >= end:
+        return 1.0
+    if progress <= begin:
+        return 0.0
+    return float(1.0 - (1.0 - (progress - begin) / (end - begin)) ** 3)

@@ -1,0 +1,251 @@
+"""Text classification: one label for a text, or for a pair of texts."""
+
+# N rows, B batch, C classes
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from niwaki.errors import NiwakiError
+from niwaki.task.columns import Columns, find_columns, require_column
+from niwaki.task.encoded import Dataset, stratified_rows
+from niwaki.task.labels import LabelColumn, ids_of, names_of, read_labels, require_labels
+from niwaki.task.splits import read_splits
+from niwaki.task.tables import Table
+from niwaki.task.task import Rows, Task, TextRows
+from niwaki.task.tokens import check_tokenizer, encode_rows, truncation_note
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Of data without a validation split, this share is held out; the same rows whatever a run's seed is.
+HELD_OUT = 0.1
+HELD_OUT_SEED = 0
+
+
+class TextClassification(Task):
+    """Give each text, or pair of texts, one of C classes.
+
+    Args:
+        data: a folder with train, validation (or dev, valid, val) and perhaps test as .csv, .tsv, .jsonl or
+            .parquet; one such file, of which a tenth is held out as validation; or a hub id.
+        text: the column of the text; found by its name (text, sentence, review, content, ...) when None.
+        text_pair: the column of the second text; found (text and text_pair, sentence1 and sentence2, premise
+            and hypothesis, question and sentence, ...) when neither column is named.
+        label: the column of the label; found (label, labels, class, category, ...) when None.
+        metric: "accuracy", "f1" (of class 1 with two classes, macro with more) or "mcc"; all in percent.
+        max_length: cut texts to this many tokens; as many as the model takes when None.
+
+    Labels are whole numbers or words. Their ids are those of the fine-tuned model if its label names are
+    given, else their rank: numbers by value, words by alphabet, so that ids are the same each time. A test
+    split without labels (missing, or all -1) is left out, with a note.
+
+    Raises:
+        NiwakiError: for anything in the data that would make the numbers wrong; it names file, row and value.
+
+    Example:
+        >>> Task("text-classification", data="reviews/", text="review", metric="f1").text
+        'review'
+    """
+
+    kind: Literal["text-classification"] = "text-classification"
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+    metric: Literal["accuracy", "f1", "mcc"] = "accuracy"
+
+    def read(self, labels: list[str] | None = None) -> Rows:
+        """Read the rows as text.
+
+        Args:
+            labels: the label names of a fine-tuned model in the order of their ids; labels of the data are
+                matched with them by name without regard to case, and numbers 0 to C - 1 are taken as ids.
+
+        Returns:
+            The splits, with label ids. Without a validation split, a tenth of train is held out, with the
+            classes in proportion.
+        """
+        tables, found = read_splits(self.data)
+        notes = list(found)
+        first = next(tables[split] for split in ("train", "validation", "test") if split in tables)
+        columns, chosen = find_columns(first, self.text, self.text_pair, self.label)
+        notes.extend(chosen)
+        targets = _targets(tables, columns, notes)
+        names = tuple(labels) if labels else names_of(next(iter(targets.values())))
+        source = "the model" if labels else next(iter(targets))
+        splits: dict[str, TextRows] = {}
+        for split, column in targets.items():
+            ids, note = ids_of(column, names, source)
+            notes.extend([note] if note and note not in notes else [])
+            splits[split] = _text_rows(split, tables[split], columns, ids)
+        _check_train(splits, targets)
+        _arrange(splits, notes)
+        notes.extend(_remarks(splits, names))
+        return Rows(splits.get("train"), splits["validation"], splits.get("test"), names, tuple(notes))
+
+    def encode(self, tokenizer: Any, max_length: int, labels: list[str] | None = None) -> Dataset:
+        """Read the rows and tokenize them.
+
+        Args:
+            tokenizer: a tokenizer of Transformers.
+            max_length: how many tokens the model takes; `self.max_length` may ask for fewer.
+            labels: as in `read`.
+
+        Returns:
+            The encoded splits; its notes tell how many texts were cut.
+        """
+        if self.max_length is not None and self.max_length > max_length:
+            raise NiwakiError(
+                f"max_length is {self.max_length}",
+                expected=f"at most {max_length}, the number of tokens the model takes",
+                fix=f"max_length={max_length}",
+                place=f'task "{self.kind}"',
+            )
+        limit = self.max_length or max_length
+        rows = self.read(labels)
+        check_tokenizer(tokenizer, limit, pairs=rows.validation.pairs is not None)
+        encoded = {split.name: encode_rows(split, tokenizer, limit) for split in rows.splits}
+        cuts = [note for split in encoded.values() if (note := truncation_note(split, limit))]
+        return Dataset(
+            encoded.get("train"),
+            encoded["validation"],
+            encoded.get("test"),
+            rows.labels,
+            (*rows.notes, *cuts),
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross entropy, in nats, of logits (B, C) and class ids (B,)."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits, labels)
+
+
+def _targets(tables: dict[str, Table], columns: Columns, notes: list[str]) -> dict[str, LabelColumn]:
+    """Read the labels of each split, train first, and leave out a test split that has none."""
+    targets: dict[str, LabelColumn] = {}
+    for split in [name for name in ("train", "validation", "test") if name in tables]:
+        if split == "test" and targets and _without_labels(tables[split], columns.label, targets):
+            notes.append(f"the test split was left out: its rows have no labels ({tables[split].source})")
+            continue
+        require_column(tables[split], columns.label, "label")
+        targets[split] = read_labels(tables[split], columns.label)
+        require_labels(targets[split])
+    return targets
+
+
+def _without_labels(test: Table, label: str, others: dict[str, LabelColumn]) -> bool:
+    """Say whether a test split has no labels: no column, none filled in, or all -1 where -1 is no class."""
+    if label not in test.columns:
+        return True
+    column = read_labels(test, label)
+    return column.absent and ("-1" not in next(iter(others.values())).distinct or not column.distinct)
+
+
+def _text_rows(split: str, table: Table, columns: Columns, labels: np.ndarray) -> TextRows:
+    """Read the texts of a split."""
+    require_column(table, columns.text, "text")
+    texts = _texts(table, columns.text)
+    if columns.text_pair is None:
+        return TextRows(split, texts, None, labels)
+    require_column(table, columns.text_pair, "text_pair")
+    return TextRows(split, texts, _texts(table, columns.text_pair), labels)
+
+
+def _texts(table: Table, name: str) -> list[str]:
+    """Read a column of texts, none of them missing, empty or something else."""
+    values = table.read(name)
+    strange = [row for row, value in enumerate(values) if value is not None and not isinstance(value, str)]
+    if strange:
+        value = values[strange[0]]
+        raise NiwakiError(
+            f'"{name}" is {str(value)[:60]!r}, a {type(value).__name__}',
+            expected="a text",
+            fix='text="..."  (the column that the texts are in)',
+            place=table.place(strange[0]),
+        )
+    empty = [row for row, value in enumerate(values) if value is None or not value.strip()]
+    if empty:
+        more = f", and {len(empty) - 1:,} more of {len(values):,} rows" if len(empty) > 1 else ""
+        raise NiwakiError(
+            f'"{name}" is {"missing" if values[empty[0]] is None else "empty"} here{more}',
+            expected="a text in each row",
+            fix="remove these rows, or fill them in",
+            place=table.place(empty[0]),
+        )
+    for row, value in enumerate(values):
+        if not value.isascii():
+            _check_unicode(value, name, table, row)
+    return values
+
+
+def _check_unicode(value: str, name: str, table: Table, row: int) -> None:
+    r"""Refuse half characters: JSON can spell one half of a surrogate pair ("\ud83d"), tokenizers cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise NiwakiError(
+            f'"{name}" holds half a character, {value[error.start]!a}, at position {error.start}',
+            expected="whole characters",
+            fix="cut texts by character before writing them as JSON",
+            place=table.place(row),
+        ) from None
+
+
+def _check_train(splits: dict[str, TextRows], targets: dict[str, LabelColumn]) -> None:
+    """Refuse to learn from a single class, also where the model brings the names of others."""
+    if "train" in splits and len(np.unique(splits["train"].labels)) == 1:
+        names_of(targets["train"])
+
+
+def _arrange(splits: dict[str, TextRows], notes: list[str]) -> None:
+    """See to it that there is a validation split."""
+    if "validation" in splits:
+        return
+    if "train" not in splits:
+        splits["validation"] = replace(splits.pop("test"), name="validation")
+        notes.append("the data have a test split alone; it stands as validation")
+        return
+    whole = splits["train"]
+    held = stratified_rows(whole.labels, round(HELD_OUT * len(whole)), HELD_OUT_SEED)
+    rest = np.setdiff1d(np.arange(len(whole)), held)
+    splits["train"], splits["validation"] = whole.select(rest, "train"), whole.select(held, "validation")
+    notes.append(
+        f"the data have no validation split: {len(held):,} of {len(whole):,} rows were held out as one "
+        f"(seed {HELD_OUT_SEED}, the classes in proportion)"
+    )
+
+
+def _remarks(splits: dict[str, TextRows], names: tuple[str, ...]) -> list[str]:
+    """Return notes on splits that make numbers easy to misread."""
+    notes = []
+    for some, other in zip(
+        sorted(names, key=str.casefold), sorted(names, key=str.casefold)[1:], strict=False
+    ):
+        if some.casefold() == other.casefold():
+            notes.append(f'"{some}" and "{other}" were read as two classes')
+    for split in splits.values():
+        present = len(np.unique(split.labels))
+        if present == 1:
+            notes.append(
+                f'all {split.name} labels are "{names[int(split.labels[0])]}"; f1 and mcc say little'
+            )
+        elif present < len(names):
+            notes.append(f"{len(names) - present} of {len(names)} classes do not occur in {split.name}")
+    if "train" in splits:
+        seen = set(_keys(splits["train"]))
+        for split in (splits[name] for name in ("validation", "test") if name in splits):
+            if known := sum(key in seen for key in _keys(split)):
+                share = 100 * known / len(split)
+                notes.append(
+                    f"{known:,} of {len(split):,} {split.name} texts ({share:.1f}%) are in train too"
+                )
+    return notes
+
+
+def _keys(split: TextRows) -> list[tuple[str, str]]:
+    """Return what makes two rows the same to a model."""
+    return list(zip(split.texts, split.pairs or [""] * len(split), strict=True))

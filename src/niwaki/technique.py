@@ -1,0 +1,157 @@
+"""The contract of a technique: what it cuts, what it does at once, and what travels with a model in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from niwaki.errors import NiwakiError
+from niwaki.task import Dataset, Encoded, Task
+
+
+class Grain(IntEnum):
+    """Say what a technique cuts, from coarse to fine; inside one `Train`, grains strictly descend (law 2)."""
+
+    NONE = 0
+    LAYER = 4
+    UNIT = 3
+    WEIGHT = 2
+    BIT = 1
+
+
+def _no_log(event: dict[str, Any]) -> None:
+    """Drop a log record."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Hold what a step may look at: the task and its rows, the base, and where to write.
+
+    Attributes:
+        task: the task, with its loss and metric.
+        data: its encoded splits. A technique may look at `train` and at the selection rows, never at `evaluation`.
+        tokenizer: the base's tokenizer.
+        base: the model as it was handed in, in eval mode, with frozen parameters (the default teacher).
+        seed: of everything random in this run.
+        workspace: folder of this step; what is in it survives an interruption and vanishes when the step is done.
+        cache: folder shared by runs, for outputs that cost much (teacher outputs).
+        log: called with one JSON-able record an event.
+        progress: draw progress bars.
+    """
+
+    task: Task
+    data: Dataset
+    tokenizer: Any
+    base: nn.Module
+    seed: int
+    workspace: Path
+    cache: Path
+    log: Callable[[dict[str, Any]], None] = field(default=_no_log)
+    progress: bool = False
+
+    @property
+    def train(self) -> Encoded:
+        """Return the training rows, or say that there are none."""
+        if self.data.train is None:
+            raise NiwakiError(
+                f"{self.task.data} has no train split",
+                expected="rows to train or calibrate on",
+                fix=f"{self.task.data}/train.csv",
+            )
+        return self.data.train
+
+    def calibration_batches(self, count: int, batch_size: int = 32) -> Iterator[dict[str, Tensor]]:
+        """Yield padded batches of `count` seeded training rows, on the CPU."""
+        rows = self.train
+        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[:count].numpy()
+        # Rows of like length share a batch, so that little of it is padding.
+        chosen = chosen[rows.lengths[chosen].argsort(kind="stable")]
+        for start in range(0, len(chosen), batch_size):
+            yield rows.batch(chosen[start : start + batch_size])
+
+
+class Companion(nn.Module):
+    """Travel with a model through one training; its state is saved, moved and synchronised like any module's."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Return optimizer groups of the companion's own parameters."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"params": parameters, "lr": learning_rate}] if parameters else []
+
+    def forward_arguments(self) -> dict[str, Any]:
+        """Return keyword arguments the model's forward needs beside the batch."""
+        return {}
+
+    def task_weight(self) -> float:
+        """Return the factor on the task's own loss; the factors of all companions multiply."""
+        return 1.0
+
+    def step(self, progress: float) -> None:
+        """Act before each forward; `progress` in [0, 1] is the share of the training that is done."""
+
+    def loss(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weighted scalar losses by name, to be added to the task's."""
+        return {}
+
+    def ready(self, progress: float) -> bool:
+        """Say whether the model at this moment may be judged for "best on validation"."""
+        return True
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Make the change permanent and leave no scaffolding."""
+        return model
+
+
+class Technique(BaseModel):
+    """Hold a technique's parameters; `apply` changes a model now, `accompany` prepares it for training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    grain: ClassVar[Grain] = Grain.NONE
+    name: ClassVar[str] = ""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
+        """Name the technique after its class, unless it names itself."""
+        super().__pydantic_init_subclass__(**arguments)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+
+    @property
+    def can_apply(self) -> bool:
+        """Say whether the technique can stand as a step of its own."""
+        return type(self).apply is not Technique.apply
+
+    @property
+    def can_accompany(self) -> bool:
+        """Say whether the technique can stand inside `train`."""
+        return type(self).accompany is not Technique.accompany
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before any work begins, what cannot be done to this model."""
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Change the model now and return it."""
+        raise NiwakiError(
+            f"{self.name} cannot stand as a step of its own",
+            expected="a place inside train, where it accompanies the training",
+            fix=f"- train: {{together: [{{{self.name}: {{...}}}}]}}",
+        )
+
+    def accompany(self, model: nn.Module, context: Context) -> Companion:
+        """Prepare the model for training and return what travels with it."""
+        raise NiwakiError(
+            f"{self.name} cannot stand inside train",
+            expected="a step of its own, before or after train",
+            fix=f"- {self.name}: {{...}}",
+        )
+
+    def run(self, model: nn.Module, context: Context) -> nn.Module:
+        """Run as a step of a recipe."""
+        return self.apply(model, context)

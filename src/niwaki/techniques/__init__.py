@@ -1,0 +1,23 @@
+"""The techniques: one file each, and the file name is the registry."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from niwaki.errors import NiwakiError, closest
+from niwaki.technique import Technique
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all techniques, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def get(name: str) -> type[Technique]:
+    """Return the technique of this name; file `prune.py` holds class `Prune`."""
+    if name not in names():
+        near = closest(name, names())
+        raise NiwakiError(f"there is no technique {name!r}", expected=f"one of {', '.join(names())}", fix=near)
+    technique: type[Technique] = getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
+    return technique

@@ -1,0 +1,207 @@
+"""`distill`: learn from a teacher's logits, hidden states and attention relations."""
+
+# B batch, T tokens, D hidden, P tokens that are not padding
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from niwaki.anatomy import anatomy_of
+from niwaki.checkpoint import load, load_tokenizer
+from niwaki.errors import NiwakiError
+from niwaki.losses import relation_divergence, scaled_squares, soft_targets
+from niwaki.teacher import LOGITS, ROLES, TeacherOutputs, hidden_name, relation_name, teacher_outputs
+from niwaki.technique import Companion, Context, Grain, Technique
+
+
+class Distill(Technique):
+    """Train the model to do as its teacher does, not only as the labels say.
+
+    The loss is a weighted sum over what is matched:
+    logits: T^2 KL(softmax(z_teacher / T) || softmax(z_student / T));
+    hidden: mean over matched layers of |W h_student - h_teacher|^2 / var(h_teacher) at each token, with a learnt W that
+    starts as the identity and is gone afterwards;
+    relations: KL between softmax(A A^T / sqrt(d)) of teacher and student for A the queries, keys and values of the last layer,
+    which asks for no map of layers and no equal widths; and labels, the task's own loss.
+
+    The teacher runs over the training rows once. Its outputs are kept on disk and memory-mapped, so that no epoch runs it again.
+
+    Args:
+        teacher: folder or hub id; by default the base as it was handed in. It reads the same tokens.
+        temperature: T of the logits, above 0. 1 to 8.
+        logits: weight of the logits' loss. 1.
+        hidden: weight of the hidden states' loss; 0 leaves it out. 0.5 to 10.
+        relations: weight of the relations' loss; 0 leaves it out. 1.
+        labels: weight of the task's own loss. 0 to 1.
+        hidden_layers: "uniform" matches student layer i with teacher layer i L_teacher / L_student; "last" the last ones only.
+        relation_heads: number of parts the states are split into; by default the teacher's number of attention heads.
+        relation_layer: teacher layer of the relations, from 1; by default its last.
+
+    Raises:
+        NiwakiError: the teacher has other labels or another vocabulary, or all weights are 0.
+
+    Composes with: everything that trains. Prefer `relations` when the widths differ, `hidden` when layers were dropped.
+
+    References:
+        Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network, section 2 (logits).
+        Jiao et al. 2020, TinyBERT, equation 8 (hidden states).
+        Wang et al. 2021, MiniLMv2, equations 4 and 5 (relations).
+
+    Example:
+        >>> Distill(temperature=4, hidden=1).logits
+        1.0
+    """
+
+    grain: ClassVar[Grain] = Grain.NONE
+
+    teacher: str | None = None
+    temperature: float = Field(2.0, gt=0, le=100)
+    logits: float = Field(1.0, ge=0)
+    hidden: float = Field(0.0, ge=0)
+    relations: float = Field(0.0, ge=0)
+    labels: float = Field(0.0, ge=0)
+    hidden_layers: Literal["uniform", "last"] = "uniform"
+    relation_heads: int | None = Field(None, ge=1)
+    relation_layer: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Distill:
+        if self.logits == self.hidden == self.relations == 0:
+            raise ValueError("logits, hidden and relations are all 0, expected at least one weight above 0")
+        return self
+
+    def accompany(self, model: nn.Module, context: Context) -> Companion:
+        """Compute the teacher's outputs where they are not kept yet, and watch the student's."""
+        teacher = self.find_teacher(model, context)
+        pairs = self.layer_pairs(anatomy_of(model).num_layers, anatomy_of(teacher).num_layers) if self.hidden else []
+        layer = (self.relation_layer or anatomy_of(teacher).num_layers) if self.relations else 0
+        names = [LOGITS] + [hidden_name(theirs) for _, theirs in pairs]
+        names += [relation_name(role, layer) for role in ROLES] if layer else []
+        outputs = teacher_outputs(teacher, context.train, names, context.cache, progress=context.progress)
+        heads = self.relation_heads or anatomy_of(teacher).layers[-1].heads
+        return Distillation(self, model, outputs, pairs, layer, heads)
+
+    def layer_pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
+        """Return the matched (student layer, teacher layer), counted from 1.
+
+        >>> Distill(hidden=1).layer_pairs(3, 6)
+        [(1, 2), (2, 4), (3, 6)]
+        """
+        if self.hidden_layers == "last":
+            return [(student, teacher)]
+        return [(layer, max(1, round(layer * teacher / student))) for layer in range(1, student + 1)]
+
+    def find_teacher(self, model: nn.Module, context: Context) -> nn.Module:
+        """Return the teacher, frozen, or say why it cannot teach this model."""
+        if self.teacher is None:
+            return context.base
+        teacher = load(self.teacher).requires_grad_(False)
+        if load_tokenizer(self.teacher).get_vocab() != context.tokenizer.get_vocab():
+            raise NiwakiError(
+                f"teacher {self.teacher} has another vocabulary than the model",
+                expected="a teacher that reads the same tokens",
+                place="distill",
+            )
+        theirs, ours = (list(dict(m.config.id2label).values()) for m in (teacher, model))  # type: ignore[arg-type,union-attr]
+        if theirs != ours:
+            raise NiwakiError(f"teacher {self.teacher} has labels {theirs}", expected=f"{ours}, in this order", place="distill")
+        return teacher
+
+
+class Distillation(Companion):
+    """Watch the student's states while it trains and compare them with the teacher's kept ones."""
+
+    def __init__(
+        self,
+        distill: Distill,
+        model: nn.Module,
+        outputs: TeacherOutputs,
+        pairs: list[tuple[int, int]],
+        relation_layer: int,
+        relation_heads: int,
+    ) -> None:
+        super().__init__()
+        self.distill, self.outputs, self.pairs = distill, outputs, pairs
+        self.relation_layer, self.relation_heads = relation_layer, relation_heads
+        self.seen: dict[str, Tensor] = {}
+        anatomy = anatomy_of(model)
+        device = next(model.parameters()).device
+        width = anatomy.layers[-1].part("down").weight.shape[0]  # type: ignore[union-attr,index]
+        self.projections = nn.ModuleList(
+            [_projection(int(width), outputs.width(hidden_name(theirs))).to(device) for _, theirs in pairs]
+        )
+        watched = {hidden_name(ours): anatomy.layers[ours - 1].module for ours, _ in pairs}
+        if relation_layer:
+            watched |= {role: anatomy.layers[-1].part(role) for role in ROLES}
+            self._check_relations(anatomy.layers[-1].part("query").weight.shape[0])  # type: ignore[union-attr,index,arg-type]
+        self._handles = [module.register_forward_hook(self._watch(name)) for name, module in watched.items()]
+
+    def _watch(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            if module.training:
+                self.seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def _check_relations(self, width: int) -> None:
+        theirs = self.outputs.width(relation_name(ROLES[0], self.relation_layer))
+        if width % self.relation_heads or theirs % self.relation_heads:
+            raise NiwakiError(
+                f"relation_heads is {self.relation_heads}",
+                expected=f"a number that divides the states' widths, {width} and {theirs}",
+                place="distill",
+            )
+
+    def task_weight(self) -> float:
+        """Return the weight of the labels."""
+        return self.distill.labels
+
+    def loss(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weighted losses of what is matched."""
+        rows, mask_BT = batch["rows"], batch["attention_mask"].bool()
+        device = mask_BT.device
+        losses: dict[str, Tensor] = {}
+        if self.distill.logits:
+            teacher_BC = self.outputs.logits(rows).to(device)
+            losses["logits"] = self.distill.logits * soft_targets(output.logits, teacher_BC, self.distill.temperature)
+        if self.pairs:
+            parts = [
+                scaled_squares(
+                    projection(self.seen[hidden_name(ours)][mask_BT]),
+                    self.outputs.states(hidden_name(theirs), rows).to(device),
+                )
+                for projection, (ours, theirs) in zip(self.projections, self.pairs, strict=True)
+            ]
+            losses["hidden"] = self.distill.hidden * torch.stack(parts).mean()
+        if self.relation_layer:
+            losses["relations"] = self.distill.relations * self._relations(rows, mask_BT)
+        self.seen.clear()
+        return losses
+
+    def _relations(self, rows: Tensor, mask_BT: Tensor) -> Tensor:
+        parts = []
+        for role in ROLES:
+            teacher_PD = self.outputs.states(relation_name(role, self.relation_layer), rows).to(mask_BT.device)
+            teacher_BTD = teacher_PD.new_zeros(*mask_BT.shape, teacher_PD.shape[-1])
+            teacher_BTD[mask_BT] = teacher_PD
+            parts.append(relation_divergence(self.seen[role], teacher_BTD, mask_BT, self.relation_heads))
+        return torch.stack(parts).mean()
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Stop watching; the projections go with the companion."""
+        for handle in self._handles:
+            handle.remove()
+        return model
+
+
+def _projection(student: int, teacher: int) -> nn.Linear:
+    """Return a linear from the student's width to the teacher's that starts as the identity where the widths agree."""
+    linear = nn.Linear(student, teacher, bias=False)
+    if student == teacher:
+        nn.init.eye_(linear.weight)
+    return linear

@@ -1,0 +1,382 @@
+"""`Train`, the one training loop: a model and its companions learn together.
+
+Hugging Face Accelerate lies underneath (mixed precision, several processes, checkpoints). Model and companions train inside one
+joint module. All scaffolding goes up before the optimizer is made and comes down after it is gone.
+"""
+
+# B batch, T tokens, C classes
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from torch import Tensor, nn
+
+from niwaki.checkpoint import WEIGHTS, written_aside
+from niwaki.errors import NiwakiError
+from niwaki.schedules import warmup_linear
+from niwaki.task import Encoded, Task, score
+from niwaki.technique import Companion, Context, Technique
+
+LOG_EVERY = 25
+
+
+class Train(BaseModel):
+    """Train the model on the task, with techniques that work together.
+
+    Batches are drawn from buckets of like length, so that little of a batch is padding. An interrupted training goes on from its
+    last checkpoint and ends with the weights it would have had.
+
+    Args:
+        together: techniques that accompany the training, from coarse to fine.
+        epochs: passes over the training rows; a fraction is allowed. 3 to 10 for distillation.
+        learning_rate: highest rate of AdamW. 2e-5 to 2e-4.
+        batch_size: rows in one optimizer step, over all processes. 16 to 128.
+        warmup: share of the steps in which the rate rises, in [0, 1). It then falls in a line to 0.
+        weight_decay: of the matrices; norms and biases have none.
+        gradient_clip: greatest norm of the gradient; 0 is no clipping.
+        best: keep the weights of the best epoch on the selection rows instead of the last. The rows come from the validation
+            split where there is a test split, else they are held out of the training rows.
+        precision: "auto" takes bf16 where the CPU or GPU has it in hardware.
+        checkpoint_seconds: time between two checkpoints.
+
+    References:
+        Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
+
+    Example:
+        >>> Train(epochs=2).batch_size
+        32
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str] = "train"
+
+    together: tuple[SerializeAsAny[Technique], ...] = ()
+    epochs: float = Field(3.0, gt=0, le=1000)
+    learning_rate: float = Field(5e-5, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=65536)
+    warmup: float = Field(0.06, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    gradient_clip: float = Field(1.0, ge=0)
+    best: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_seconds: float = Field(60.0, gt=0)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before any work begins, what cannot be done to this model."""
+        for technique in self.together:
+            technique.check(model)
+
+    def run(self, model: nn.Module, context: Context) -> nn.Module:
+        """Put up the companions, fit, take them down."""
+        torch.manual_seed(context.seed)
+        selection: Encoded | None = None
+        if self.best:
+            rows, selection = context.data.selection(context.seed)
+            context = replace(context, data=replace(context.data, train=rows))
+        companions = [technique.accompany(model, context) for technique in self.together]
+        _fit(self, model, companions, context.train, selection, context)
+        for companion in companions:
+            model = companion.finish(model)
+        return model.eval()
+
+
+class Joint(nn.Module):
+    """Hold a model and its companions, so that wrappers and compilers see one module with one loss."""
+
+    def __init__(self, model: nn.Module, companions: Sequence[Companion], task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.companions = nn.ModuleList(companions)
+        self.task = task
+        self.names = [type(companion).__name__.lower() for companion in companions]
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of all losses and each part of it, without its graph."""
+        arguments: dict[str, Any] = {}
+        weight = 1.0
+        for companion in self.companions:
+            assert isinstance(companion, Companion)
+            arguments |= companion.forward_arguments()
+            weight *= companion.task_weight()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+        output = self.model(**inputs, **arguments)
+        losses: dict[str, Tensor] = {}
+        if weight > 0:
+            losses["task"] = weight * self.task.loss(output.logits.float(), batch["labels"])
+        for name, companion in zip(self.names, self.companions, strict=True):
+            assert isinstance(companion, Companion)
+            losses |= {f"{name}.{part}": value for part, value in companion.loss(output, batch).items()}
+        total = torch.stack(list(losses.values())).sum()
+        return total, {name: value.detach() for name, value in losses.items()}
+
+
+class Place:
+    """Know how far a training is; saved with each checkpoint."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.best = -math.inf
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint kept."""
+        self.__dict__.update(state)
+
+
+def length_bucketed(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, buckets: int = 64) -> list[np.ndarray]:
+    """Return the batches of one epoch: shuffled rows, sorted by length inside chunks of `buckets` batches, batches shuffled.
+
+    Every row stands in exactly one batch, and the order depends on `seed` and `epoch` alone.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), batch_size * buckets):
+        chunk = order[start : start + batch_size * buckets]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+        batches.extend(chunk[low : low + batch_size] for low in range(0, len(chunk), batch_size))
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Say whether the device multiplies bf16 in hardware; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def predict(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray:
+    """Return the logits (N, C) of all rows, in their order; batches hold rows of like length."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    order = np.argsort(rows.lengths, kind="stable")
+    parts: list[np.ndarray] = []
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = rows.batch(order[start : start + batch_size])
+            batch.pop("labels")
+            parts.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy())
+    model.train(was_training)
+    logits = np.concatenate(parts)
+    result = np.empty_like(logits)
+    result[order] = logits
+    return result
+
+
+def _fit(
+    train: Train,
+    model: nn.Module,
+    companions: Sequence[Companion],
+    rows: Encoded,
+    selection: Encoded | None,
+    context: Context,
+) -> None:
+    """Run the loop to its end, from the last checkpoint where there is one."""
+    from accelerate import Accelerator
+
+    fit = _Fit(train, Accelerator(mixed_precision=_mixed(train)), model, companions, rows, context)
+    fit.restore()
+    model.train()
+    with _progress(context, fit) as advance:
+        for epoch, indices, ends_epoch in fit.batches():
+            parts = fit.step(indices)
+            advance(parts)
+            if ends_epoch and selection is not None:
+                fit.judge(selection, epoch)
+            fit.checkpoint_when_due()
+    fit.take_best()
+    fit.accelerator.free_memory()
+
+
+@contextlib.contextmanager
+def _progress(context: Context, fit: _Fit) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Draw a bar with the loss, the speed and the time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[losses]}"),
+    )
+    shown = context.progress and fit.accelerator.is_main_process
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        bar = progress.add_task("train", total=fit.steps, completed=fit.place.step, losses="")
+
+        def advance(parts: dict[str, float]) -> None:
+            progress.update(bar, completed=fit.place.step)
+            if parts:
+                progress.update(bar, losses="  ".join(f"{name} {value:.3f}" for name, value in parts.items()))
+
+        yield advance
+
+
+def _mixed(train: Train) -> str:
+    if train.precision != "auto":
+        return "no" if train.precision == "fp32" else "bf16"
+    from accelerate.state import PartialState
+
+    return "bf16" if has_fast_bf16(PartialState().device) else "no"
+
+
+class _Fit:
+    """Hold one training while it lasts: joint module, optimizer, place."""
+
+    def __init__(
+        self,
+        train: Train,
+        accelerator: Any,
+        model: nn.Module,
+        companions: Sequence[Companion],
+        rows: Encoded,
+        context: Context,
+    ) -> None:
+        self.train, self.accelerator, self.model, self.rows, self.context = train, accelerator, model, rows, context
+        self.companions = companions
+        joint = Joint(model, companions, context.task)
+        groups = _groups(model, train) + [
+            group for companion in companions for group in companion.parameter_groups(train.learning_rate)
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, fused=True)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.learnt = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.joint, self.optimizer = accelerator.prepare(joint, optimizer)
+        self.place = Place()
+        accelerator.register_for_checkpointing(self.place)
+        self.per_epoch = math.ceil(len(rows) / train.batch_size)
+        self.steps = max(1, round(train.epochs * self.per_epoch))
+        self.folder = context.workspace / "checkpoint"
+        self.best_file = context.workspace / f"best-{WEIGHTS}"
+        self.saved_at = time.monotonic()
+        self.seen = 0
+        self.clock = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        """Return the share of the training that is done, in [0, 1]."""
+        return self.place.step / self.steps
+
+    def batches(self) -> Iterator[tuple[int, np.ndarray, bool]]:
+        """Yield (epoch, row indices, whether the epoch ends here) from the current place on."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        while self.place.step < self.steps:
+            epoch, done = divmod(self.place.step, self.per_epoch)
+            plan = length_bucketed(self.rows.lengths, self.train.batch_size, self.context.seed, epoch)
+            for index in range(done, min(self.per_epoch, self.steps - epoch * self.per_epoch)):
+                last = index + 1 == self.per_epoch or self.place.step + 1 == self.steps
+                share = np.array_split(plan[index], ranks)[rank] if ranks > 1 else plan[index]
+                yield epoch, share if len(share) else plan[index][:1], last
+
+    def step(self, indices: np.ndarray) -> dict[str, float]:
+        """Do one optimizer step and return the parts of the loss where they are logged, else nothing."""
+        for companion in self.companions:
+            companion.step(self.progress)
+        factor = warmup_linear(self.progress, self.train.warmup) if self.place.step else 1.0 / max(1, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        batch = {name: value.to(self.accelerator.device) for name, value in self.rows.batch(indices).items()}
+        batch["rows"] = torch.from_numpy(np.ascontiguousarray(indices))
+        with self.accelerator.autocast():
+            total, parts = self.joint(batch)
+        self.accelerator.backward(total)
+        if self.train.gradient_clip:
+            self.accelerator.clip_grad_norm_(self.learnt, self.train.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.place.step += 1
+        self.seen += len(indices)
+        return self._log(float(total.detach()), parts, factor) if self._logs() else {}
+
+    def _logs(self) -> bool:
+        return self.place.step % LOG_EVERY == 0 or self.place.step == self.steps or self.place.step == 1
+
+    def _log(self, total: float, parts: dict[str, Tensor], factor: float) -> dict[str, float]:
+        values = {name: float(value) for name, value in parts.items()}
+        if not math.isfinite(total):
+            raise _diverged(self.place.step, values)
+        self.context.log(
+            {
+                "event": "train",
+                "optimizer_step": self.place.step,
+                "steps": self.steps,
+                "epoch": round(self.place.step / self.per_epoch, 4),
+                "loss": total,
+                "parts": values,
+                "learning_rate": self.train.learning_rate * factor,
+                "examples_per_second": self.seen / max(1e-9, time.monotonic() - self.clock),
+            }
+        )
+        return values
+
+    def judge(self, selection: Encoded, epoch: int) -> None:
+        """Score the model on the selection rows; keep its weights when they are the best so far."""
+        quality = score(self.context.task.metric, predict(self.model, selection).argmax(-1), selection.labels)
+        self.context.log({"event": "evaluate", "epoch": epoch + 1, "rows": len(selection), "selection": quality})
+        ready = all(companion.ready(self.progress) for companion in self.companions)
+        if ready and quality >= self.place.best and self.accelerator.is_main_process:
+            from safetensors.torch import save_file
+
+            self.place.best = quality
+            state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+            aside = self.best_file.with_suffix(".writing")
+            save_file(state, aside)
+            aside.replace(self.best_file)
+            self.checkpoint()  # place and best weights belong together
+
+    def take_best(self) -> None:
+        """Put the best weights back, where they were kept."""
+        if self.train.best and self.best_file.is_file():
+            from safetensors.torch import load_file
+
+            self.model.load_state_dict(load_file(self.best_file))
+
+    def checkpoint_when_due(self) -> None:
+        """Write a checkpoint when the last one is old."""
+        if time.monotonic() - self.saved_at > self.train.checkpoint_seconds and self.place.step < self.steps:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write everything the rest of the training depends on, aside, and rename it."""
+        with written_aside(self.folder) as aside:
+            self.accelerator.save_state(str(aside))
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Take up the last checkpoint, where there is one."""
+        if self.folder.is_dir():
+            self.accelerator.load_state(str(self.folder))
+            self.context.log({"event": "note", "note": f"went on from step {self.place.step} of {self.steps}"})
+
+
+def _groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
+    """Split the model's parameters: matrices decay, norms and biases do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _diverged(step: int, parts: dict[str, float]) -> NiwakiError:
+    shown = ", ".join(f"{name} {value:g}" for name, value in parts.items())
+    return NiwakiError(
+        f"the loss is not a number at step {step} ({shown})", expected="a finite loss", fix="a lower learning_rate"
+    )

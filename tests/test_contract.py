@@ -1,0 +1,58 @@
+"""Every technique against every check: a new technique adds one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from niwaki import techniques
+from niwaki.task import Task
+from niwaki.technique import Technique
+from niwaki.techniques.distill import Distill
+from niwaki.techniques.drop import Drop
+from niwaki.techniques.prune import Prune
+from niwaki.techniques.quantize import Quantize
+from niwaki.testing import check_together, check_technique, make_context
+
+# technique, neutral setting, whether fewer bytes are promised
+ROWS: list[tuple[Technique, Technique | None, bool]] = [
+    (Distill(hidden=1.0, relations=1.0), None, False),
+    (Drop(keep_layers=1), Drop(keep_layers=2), True),
+    (Prune(keep_heads=0.5, keep_neurons=0.5, multiple_of=8), Prune(), True),
+    (Quantize(), None, True),
+    (Quantize(activations="static"), None, True),
+    (Quantize(activations="none", embeddings=False), None, True),
+]
+
+
+def test_every_technique_has_a_row() -> None:
+    assert {row[0].name for row in ROWS} == set(techniques.names())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: repr(row[0]))
+def test_technique(
+    row: tuple[Technique, Technique | None, bool],
+    saved_base: Callable[..., Path],
+    toy_task: Task,
+    tmp_path: Path,
+) -> None:
+    technique, neutral, smaller = row
+    check_technique(technique, neutral=neutral, base=saved_base("bert"), task=toy_task, folder=tmp_path, smaller=smaller)
+
+
+COMPANIONS = [row[0] for row in ROWS if row[0].can_accompany]
+PAIRS = [(one, two) for index, one in enumerate(COMPANIONS) for two in COMPANIONS[index + 1 :]]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(one.name for one in pair))
+def test_together(
+    pair: tuple[Technique, Technique],
+    family: str,
+    saved_base: Callable[..., Path],
+    toy_task: Task,
+    tmp_path: Path,
+) -> None:
+    """Every pair that may stand together trains two steps, finishes and reloads equal, in every family."""
+    check_together(*pair, make_context(saved_base(family), toy_task, tmp_path))

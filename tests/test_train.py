@@ -1,0 +1,115 @@
+"""The one loop: every row once an epoch, the same seed the same weights, an interruption harmless."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from niwaki import train as training
+from niwaki.checkpoint import weights_hash
+from niwaki.errors import NiwakiError
+from niwaki.task import Task, score
+from niwaki.technique import Context
+from niwaki.techniques.distill import Distill
+from niwaki.techniques.prune import Prune
+from niwaki.testing import fresh, make_context
+from niwaki.train import Train, length_bucketed, predict
+
+Bases = Callable[..., Path]
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=400), st.integers(1, 40), st.integers(0, 5))
+def test_every_row_stands_in_one_batch(lengths: list[int], batch_size: int, epoch: int) -> None:
+    batches = length_bucketed(np.array(lengths), batch_size, seed=1, epoch=epoch, buckets=3)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    assert all(len(batch) <= batch_size for batch in batches)
+    assert len(batches) == -(-len(lengths) // batch_size)
+
+
+def test_buckets_save_padding_and_epochs_differ() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 4096)
+    batches = length_bucketed(lengths, 32, seed=0, epoch=0)
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert padded < 1.1 * lengths.sum()
+    again, other = length_bucketed(lengths, 32, seed=0, epoch=0), length_bucketed(lengths, 32, seed=0, epoch=1)
+    assert all(np.array_equal(one, two) for one, two in zip(batches, again, strict=True))
+    assert not np.array_equal(np.concatenate(batches), np.concatenate(other))
+
+
+def test_a_tiny_model_learns(family: str, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    context = make_context(saved_base(family), toy_task, tmp_path)
+    rows = context.train
+    model = Train(epochs=25, batch_size=16, learning_rate=3e-3).run(fresh(context), context)
+    assert score("accuracy", predict(model, rows).argmax(-1), rows.labels) > 90
+
+
+class Killed(Exception):
+    """Stand for a process that dies."""
+
+
+@pytest.mark.parametrize("step", [1, 7, 11])
+def test_an_interrupted_training_ends_with_the_same_weights(
+    step: int, saved_base: Bases, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = (Distill(hidden=1.0), Prune(keep_neurons=0.5, multiple_of=8))
+    train = Train(together=together, epochs=2, batch_size=16, learning_rate=1e-3, checkpoint_seconds=1e-9)
+    context = make_context(saved_base("bert", layers=3), toy_task, tmp_path)
+    whole = weights_hash(train.run(fresh(context), _at(context, tmp_path / "whole")))
+
+    interrupted = _at(context, tmp_path / "interrupted")
+    original = training._Fit.step
+
+    def dying(self: Any, indices: np.ndarray) -> dict[str, float]:
+        if self.place.step == step:
+            raise Killed
+        return original(self, indices)
+
+    monkeypatch.setattr(training._Fit, "step", dying)
+    with pytest.raises(Killed):
+        train.run(fresh(context), interrupted)
+    monkeypatch.undo()
+    notes: list[dict[str, Any]] = []
+    resumed = train.run(fresh(context), replace(interrupted, log=notes.append))
+    assert f"went on from step {step} of 12" in json.dumps(notes)
+    assert weights_hash(resumed) == whole
+
+
+def test_best_keeps_the_best_epoch(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    context = replace(make_context(saved_base("bert"), toy_task, tmp_path), log=events.append)
+    model = Train(epochs=6, batch_size=8, learning_rate=1e-2, best=True).run(fresh(context), context)
+    _, selection = context.data.selection(context.seed)
+    judged = [event["selection"] for event in events if event["event"] == "evaluate"]
+    assert len(judged) == 6
+    assert score("accuracy", predict(model, selection).argmax(-1), selection.labels) == max(judged)
+
+
+def test_a_lost_training_says_so(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    context = make_context(saved_base("bert"), toy_task, tmp_path)
+    model = fresh(context)
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(NiwakiError, match="not a number at step 1"):
+        Train(epochs=1).run(model, context)
+
+
+def test_the_log_tells_the_loss_by_part(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    context = replace(make_context(saved_base("bert"), toy_task, tmp_path), log=events.append)
+    Train(together=(Distill(labels=0.5, relations=1.0),), epochs=1, batch_size=32).run(fresh(context), context)
+    last = [event for event in events if event["event"] == "train"][-1]
+    assert last["optimizer_step"] == last["steps"] == 3
+    assert set(last["parts"]) == {"task", "distillation.logits", "distillation.relations"}
+    assert last["loss"] == pytest.approx(sum(last["parts"].values()), rel=1e-5)
+
+
+def _at(context: Context, workspace: Path) -> Context:
+    workspace.mkdir()
+    return replace(context, workspace=workspace)
