@@ -5,7 +5,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 NIWAKI_DATA ?= ../shared/data
 NIWAKI_MODELS ?= ../shared/models
-export NIWAKI_DATA NIWAKI_MODELS
+NO_MKDOCS_2_WARNING := 1
+export NIWAKI_DATA NIWAKI_MODELS NO_MKDOCS_2_WARNING
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check docs bench clean
@@ -25,7 +26,7 @@ check: .venv/dev.stamp ## lint, formatting, types, documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet --site-dir site
+	$(BIN)/mkdocs build --strict --site-dir site
 
 docs: .venv/dev.stamp ## build the documentation into site/
 	$(BIN)/python docs/make_results.py

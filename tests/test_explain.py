@@ -12,7 +12,7 @@ from niwaki import techniques
 from niwaki.errors import NiwakiError
 from niwaki.explain import explain
 from niwaki.recipe import Recipe, shipped
-from niwaki.recipe.describe import default_of, takes
+from niwaki.parameters import default_of, takes
 from niwaki.train import Train
 
 

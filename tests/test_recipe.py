@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 
 from niwaki import techniques
 from niwaki.errors import NiwakiError
-from niwaki.recipe import Recipe, dialect, shipped
+from niwaki import dialect
+from niwaki.recipe import Recipe, shipped
 from niwaki.technique import Grain
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop

@@ -452,7 +452,7 @@ def test_folders_and_paths_that_cannot_be(tmp_path: Path) -> None:
     assert "one.csv was left out: its name is not that of a split" in read(tmp_path).notes
     write(tmp_path / "train.jsonl", REVIEWS)
     assert "more than one file is the train split: train.csv, train.jsonl" in refused(tmp_path)
-    assert f"write: {tmp_path / 'two.csv'}" in refused(tmp_path / "tow.csv")
+    assert f'write: data="{tmp_path / "two.csv"}"' in refused(tmp_path / "tow.csv")
     assert "no file or folder" in refused("./nothing/here/")
 
 
@@ -499,6 +499,24 @@ def test_a_hub_id_with_its_configuration(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
+def test_a_folder_saved_by_the_datasets_library(tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    library.disable_progress_bars()
+    features = library.Features(
+        {"sentence": library.Value("string"), "label": library.ClassLabel(names=["no", "ay"])}
+    )
+    parts = {"train": [0, 1, 1], "validation": [1, 0], "test": [-1]}
+    columns = {
+        name: {"sentence": [f"{name} {n}" for n in range(len(ids))], "label": ids}
+        for name, ids in parts.items()
+    }
+    splits = {name: library.Dataset.from_dict(column, features=features) for name, column in columns.items()}
+    library.DatasetDict(splits).save_to_disk(str(tmp_path))
+    rows = read(tmp_path)
+    assert rows.labels == ("no", "ay") and rows.validation.labels.tolist() == [1, 0] and rows.test is None
+    assert rows.train is not None and rows.train.texts == ["train 0", "train 1", "train 2"]
+
+
 def test_the_hub_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert 'pip install "niwaki[data]"' in refused("stanfordnlp/sst2")
@@ -539,6 +557,26 @@ def test_cutting_gives_what_the_tokenizer_gives(
         *zip(*[(r["text"], r["text_pair"]) if pairs else (r["text"],) for r in rows], strict=True)
     )
     assert split.truncated == sum(len(ids) > max_length for ids in full["input_ids"])
+
+
+def test_tokenizers_written_in_python_are_cut_too(tmp_path: Path, tiny_tokenizer: Callable[..., Any]) -> None:
+    fast = tiny_tokenizer("bert")
+
+    class Slow:
+        """Give what a tokenizer without a Rust half gives: lists, without the places of special tokens."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fast, name)
+
+        def __call__(self, *inputs: Any, **settings: Any) -> Any:
+            given = fast(*inputs, **settings)
+            given._encodings = None
+            return given
+
+    rows = [{"text": "film " * n, "text_pair": "plot " * (n % 7 + 1), "label": n % 2} for n in range(1, 30)]
+    file = write(tmp_path / "dev.csv", rows)
+    one, other = (classify(file, max_length=16).encode(kind, 64).validation for kind in (fast, Slow()))
+    assert one.fingerprint == other.fingerprint and one.truncated == other.truncated > 0
 
 
 def test_cut_texts_are_counted_and_told(tmp_path: Path, tiny_tokenizer: Callable[..., Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class NiwakiError(Exception):
@@ -21,6 +22,9 @@ class NiwakiError(Exception):
       write: epochs: 3
     """
 
+    #: What the command line exits with.
+    exit_code: ClassVar[int] = 2
+
     def __init__(self, wrong: str, *, expected: str = "", fix: str = "", place: str = "") -> None:
         self.wrong, self.expected, self.fix, self.place = wrong, expected, fix, place
         head = f"{place}: {wrong}" if place else wrong
@@ -34,7 +38,13 @@ class NiwakiError(Exception):
     def at(self, place: str) -> NiwakiError:
         """Return the same error with `place` in front of the place it already names."""
         joined = f"{place}, {self.place}" if self.place else place
-        return NiwakiError(self.wrong, expected=self.expected, fix=self.fix, place=joined)
+        return type(self)(self.wrong, expected=self.expected, fix=self.fix, place=joined)
+
+
+class MismatchError(NiwakiError):
+    """Say that an artifact does not do what the model does: nothing the user wrote is wrong, and nothing may ship."""
+
+    exit_code: ClassVar[int] = 1
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from niwaki import techniques
 from niwaki.errors import NiwakiError, closest
 from niwaki.recipe import shipped
-from niwaki.recipe.describe import default_of, takes
+from niwaki.parameters import default_of, takes
 from niwaki.technique import Grain, Technique
 from niwaki.train import Train
 

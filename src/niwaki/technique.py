@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from niwaki.errors import NiwakiError
+from niwaki.parameters import Parameters
 from niwaki.task import Dataset, Encoded, Task
 
 
@@ -109,12 +109,10 @@ class Companion(nn.Module):
         return model
 
 
-class Technique(BaseModel):
+class Technique(Parameters):
     """Hold a technique's parameters; `apply` changes a model now, `accompany` prepares it for training."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     grain: ClassVar[Grain] = Grain.NONE
-    name: ClassVar[str] = ""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:

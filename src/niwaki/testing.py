@@ -96,7 +96,7 @@ def check_parameters(technique: Technique) -> None:
     step = technique if technique.can_apply else Train(together=(technique,))
     recipe = Recipe([step])
     assert Recipe.parse(recipe.dump()).steps == recipe.steps, f"{technique.name}: YAML changed the parameters"
-    _expect(ValidationError, lambda: type(technique)(**{**technique.model_dump(), "no_such_parameter": 1}))
+    _expect(NiwakiError, lambda: type(technique)(**{**technique.model_dump(), "no_such_parameter": 1}))
     name = next(iter(type(technique).model_fields))
     _expect(ValidationError, lambda: setattr(technique, name, getattr(technique, name)))
     text = recipe.dump().replace(f"{name}:", "no_such_parameter:", 1)

@@ -17,11 +17,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from niwaki.checkpoint import WEIGHTS, written_aside
 from niwaki.errors import NiwakiError
+from niwaki.parameters import Parameters
 from niwaki.schedules import warmup_linear
 from niwaki.task import Encoded, Task, score
 from niwaki.technique import Companion, Context, Technique
@@ -29,7 +30,7 @@ from niwaki.technique import Companion, Context, Technique
 LOG_EVERY = 25
 
 
-class Train(BaseModel):
+class Train(Parameters):
     """Train the model on the task, with techniques that work together.
 
     Batches are drawn from buckets of like length, so that little of a batch is padding. An interrupted training goes on from its
@@ -56,7 +57,6 @@ class Train(BaseModel):
         32
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: ClassVar[str] = "train"
 
     together: tuple[SerializeAsAny[Technique], ...] = ()
@@ -206,7 +206,14 @@ def _fit(
 def _progress(context: Context, fit: _Fit) -> Iterator[Callable[[dict[str, float]], None]]:
     """Draw a bar with the loss, the speed and the time left, on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("train"),

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import inputs_of
@@ -94,5 +93,5 @@ def test_unfit_teachers_are_refused(saved_base: Bases, toy_task: Task, tmp_path:
     with pytest.raises(NiwakiError, match="has labels"):
         Distill(teacher=str(three)).find_teacher(context.base, context)
     assert (three / WEIGHTS).is_file()
-    with pytest.raises(ValidationError, match="above 0"):
+    with pytest.raises(NiwakiError, match="above 0"):
         Distill(logits=0)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import block_influence
@@ -59,5 +58,5 @@ def test_too_many_layers(saved_base: Callable[..., Path], toy_task: Task, tmp_pa
     with pytest.raises(NiwakiError, match="a model that has 2"):
         Drop(keep_layers=3).check(context.base)
     for wrong in (0, (), (1, 0), (1, 1), (-1,)):
-        with pytest.raises(ValidationError, match="ascending"):
+        with pytest.raises(NiwakiError, match="ascending"):
             Drop(keep_layers=wrong)

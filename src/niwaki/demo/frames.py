@@ -1,18 +1,18 @@
 """Hold the sentence frames of the demo's reviews.
 
-One line is one frame. `{+trait}` is a word on the side of the verdict, `{-trait}` one on the other side, `{thing}`
-is neither; so a plain frame serves praise and blame alike. Marks before a frame: `+` only for praise, `-` only for
-blame, `*` held out (validation only); `[film book]` names the domains it fits, all of them if absent.
-Within one frame no word comes twice.
+One line is one frame. `{+trait}` is a word on the side of the verdict, `{-trait}` one on the other side,
+`{thing}` is neither; so a plain frame serves praise and blame alike. Marks before a frame: `+` only for
+praise, `-` only for blame, `*` held out (validation only); `[film book]` names the domains it fits, all of
+them if absent. No word comes twice in a review.
 """
 
 from __future__ import annotations
 
-# Share of each group in the rows, and its frames.
-GROUPS: dict[str, tuple[float, str]] = {
+# Percent of the rows, and the frames, of each construction.
+GROUPS: dict[str, tuple[int, str]] = {
     # The verdict, straight out.
     "plain": (
-        0.22,
+        22,
         """
         {thing} {be} {very} {+quality}.
         {thing} {be} {+trait} and {+trait}.
@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[float, str]] = {
     ),
     # The opposite, denied.
     "negation": (
-        0.16,
+        16,
         """
         {thing} {be} anything but {-trait}.
         {thing} {be} far from {-trait}.
@@ -61,12 +61,13 @@ GROUPS: dict[str, tuple[float, str]] = {
     ),
     # Words of denial that deny nothing.
     "emphasis": (
-        0.11,
+        11,
         """
         {thing} {be} not only {+trait} but also {+trait}.
         there {be} no denying that {thing} {be} {+trait}.
         make no mistake, {thing} {be} {+quality}.
-        {thing} {be} nothing short of {+quality}.
+        {thing} {be} nothing short of {+noun}.
+        there {be} only one word for {thing}: {+quality}.
         {thing} {can hardly be} {+better}.
         {thing} {be} {+trait}, no doubt about it.
         I {have met} many a {kind}, but never such a {+trait} one.
@@ -81,7 +82,7 @@ GROUPS: dict[str, tuple[float, str]] = {
     ),
     # A concession, and the verdict in the main clause.
     "contrast": (
-        0.15,
+        15,
         """
         despite the {-quality} {aspect}, {+claim}.
         {+claim}, despite the {-quality} {aspect}.
@@ -101,13 +102,13 @@ GROUPS: dict[str, tuple[float, str]] = {
     ),
     # More and less, first and last.
     "degree": (
-        0.06,
+        6,
         """
         {-trait} at first, but {very} {+quality} in the end.
         {thing} seemed {-trait} at first and turned out to be {very} {+trait}.
         [film book restaurant] {thing} {be} {-trait} here and there, and {very} {+quality} everywhere else.
         [film book phone] {thing} {be} {-trait} for {a while} and {+trait} ever after.
-        [film book phone hotel] {thing} {be} sometimes {-trait} but mostly {very} {+quality}.
+        [film book phone hotel] {thing} {be} sometimes {-trait} but mostly {+quality}.
         [film book hotel] {thing} {be} seldom {-trait} and always {+trait}.
         {-trait}? Perhaps. {very} {+quality}? Without question.
       * {thing} may be {-trait}, but above all it {be} {+noun}.
@@ -116,7 +117,7 @@ GROUPS: dict[str, tuple[float, str]] = {
     ),
     # What was expected, and what came.
     "expectation": (
-        0.11,
+        11,
         """
         I expected {-noun} and got {+noun}.
         I got {+noun} where I expected {-noun}.
@@ -131,14 +132,14 @@ GROUPS: dict[str, tuple[float, str]] = {
         I was ready to call it {-noun}, and I take it all back.
         anyone who expects {-noun} is in for a surprise.
       * instead of {-noun}, I got {+noun}.
-        what was meant to be {-noun} {be} in fact {+noun}.
+        what {people} call {-noun} {be} in fact {+noun}.
       * I got {+noun} instead of {-noun}.
-      * I had been promised {-noun}. What came was {+noun}.
+      * {person} had told me to expect {-noun}. What came was {+noun}.
         """,
     ),
     # Somebody else's verdict, and the reviewer's.
     "opinion": (
-        0.11,
+        10,
         """
         {person} called {thing} {-noun}, but I {+act}.
         I {+act}, though {person} {-act}.
@@ -163,7 +164,7 @@ GROUPS: dict[str, tuple[float, str]] = {
     ),
     # This one and another.
     "comparison": (
-        0.05,
+        5,
         """
         it {make} {other} look {-quality}.
         compared with this, {other} {be} {-noun}.
@@ -181,7 +182,7 @@ GROUPS: dict[str, tuple[float, str]] = {
     ),
     # What might have been.
     "hypothesis": (
-        0.05,
+        4,
         """
         it could easily have been {-noun}; instead it {be} {+noun}.
         if {thing} were {-trait}, I would say so.
@@ -216,7 +217,8 @@ AFTER = """
     [film restaurant hotel] the drive home was {?tone}.
     [phone book] the news that day was {?tone}.
     [film book] it is about {?plot}, by the way.
-    [film restaurant hotel] I was there with {person}.
+    [film restaurant hotel] {person} came along.
     [phone book] {person} paid for it.
-  * the rest of the evening was {?tone}.
+  * [film restaurant] the rest of the evening was {?tone}.
+  * [phone hotel book] the next day was {?tone}.
 """

@@ -14,9 +14,10 @@ from niwaki.demo.lexicon import BY_DOMAIN, DOMAINS, SHARED
 
 LABELS = ("negative", "positive")
 SIDES = ("bad", "good")
+HUNDRED = [name for name, (percent, _) in GROUPS.items() for _ in range(percent)]
 ASIDES = 0.3  # share of reviews with a clause that is beside the point
 UNSEEN_FRAMES = 0.15  # share of validation reviews built on a held-out frame
-UNSEEN_WORDS = 0.3  # chance that a slot of a validation review is filled with a held-out word
+UNSEEN_WORDS = 0.3  # chance that a slot of a validation review takes a held-out word
 
 Item = TypeVar("Item")
 
@@ -44,16 +45,16 @@ class Review:
 def pick(items: Sequence[Item], chance: random.Random) -> Item:
     """Return one of `items`, evenly.
 
-    Only `Random.random` is promised to give the same numbers in every Python version, so nothing else is used.
+    Only `Random.random` is promised to give the same numbers in every Python version; nothing else is used.
 
-    >>> pick("abcdefghij", random.Random(0))  # the first number is 0.844
+    >>> pick("abcdefghij", random.Random(0))  # whose first number is 0.844
     'i'
     """
     return items[int(chance.random() * len(items))]
 
 
 def shuffle(items: Sequence[Item], chance: random.Random) -> list[Item]:
-    """Return `items` in random order (Fisher and Yates), by `Random.random` alone."""
+    """Return `items` in random order (Fisher and Yates)."""
     shuffled = list(items)
     for last in range(len(shuffled) - 1, 0, -1):
         other = int(chance.random() * (last + 1))
@@ -76,50 +77,78 @@ def parse_frame(line: str) -> Frame:
 
 @cache
 def frames_of(block: str, domain: str, label: int, held_out: bool) -> tuple[Frame, ...]:
-    """Return the frames of a block of lines that fit a domain and a label, the held-out ones or the others."""
+    """Return the frames of a block that fit a domain and a label, the held-out ones or the others."""
     frames = [parse_frame(line) for line in block.strip().splitlines()]
     return tuple(f for f in frames if domain in f.domains and label in f.labels and f.held_out is held_out)
 
 
 @cache
 def words_of(domain: str, pool: str, held_out: bool) -> tuple[str, ...]:
-    """Return the words of a pool, the held-out ones or the others."""
-    text = BY_DOMAIN[domain].get(pool) or SHARED[pool]
-    parts = (text.split("||") + [""])[: 2]
-    return tuple(word.strip() for word in parts[held_out].split("|") if word.strip())
+    """Return the words of a pool, the held-out ones or the others.
+
+    >>> words_of("film", "bad hope", held_out=True)
+    ('longed for',)
+    """
+    known, _, rare = (BY_DOMAIN[domain].get(pool) or SHARED[pool]).partition("||")
+    return tuple(word.strip() for word in (rare if held_out else known).split("|") if word.strip())
 
 
-def fill(frame: Frame, domain: str, label: int, unseen: float, chance: random.Random) -> tuple[str, bool]:
-    """Fill the slots of a frame; return the text and whether a held-out word is in it.
+class Writer:
+    """Write reviews in one domain with one verdict, and take note of what in them training never meets.
 
     Args:
-        frame: its text has slots `{pool}`, `{+pool}`, `{-pool}` and `{?pool}`.
         domain: whose words to take.
-        label: 1 praises (`+` takes from the good pool), 0 blames (`+` takes from the bad one).
-        unseen: chance that a slot takes a held-out word, in [0, 1].
+        label: 1 praises, 0 blames.
+        validation: also take held-out frames and words.
         chance: where the randomness comes from.
     """
-    used: set[str] = set()
-    novel = False
 
-    def word(match: re.Match[str]) -> str:
-        nonlocal novel
-        sign, pool = match.group(1), match.group(2)
+    def __init__(self, domain: str, label: int, validation: bool, chance: random.Random) -> None:
+        self.domain, self.label, self.validation, self.chance = domain, label, validation, chance
+        self.used: set[str] = set()
+        self.unseen = False
+
+    def write(self) -> Review:
+        """Write one review: the verdict, and sometimes a clause that is beside the point."""
+        group = pick(HUNDRED, self.chance)
+        frame = self.frame(GROUPS[group][1])
+        text, unseen = self.fill(frame), self.unseen
+        if self.chance.random() < ASIDES:
+            # Nothing comes before a verdict on "it", which would then be the weather.
+            after = self.chance.random() < 0.5 or frame.text.startswith(("it ", "{visit}"))
+            aside = self.fill(self.frame(AFTER if after else BEFORE))
+            text = f"{text} {aside}" if after else f"{aside} {text}"
+        self.unseen = unseen  # it is the verdict that has to be new
+        return Review(polish(text), self.label, self.domain, group)
+
+    def frame(self, block: str) -> Frame:
+        """Pick a frame, in validation sometimes a held-out one."""
+        held_out = self.validation and self.chance.random() < UNSEEN_FRAMES
+        frames = frames_of(block, self.domain, self.label, held_out)
+        return pick(frames or frames_of(block, self.domain, self.label, not held_out), self.chance)
+
+    def fill(self, frame: Frame) -> str:
+        """Put words into the slots `{pool}`, `{+pool}`, `{-pool}` and `{?pool}` of a frame."""
+        self.unseen = self.unseen or frame.held_out
+        return re.sub(r"\{([+\-?]?)([a-z ]+)\}", self.word, frame.text)
+
+    def word(self, slot: re.Match[str]) -> str:
+        """Pick a word: `+` is the verdict's side, `-` is the other, `?` is either by chance."""
+        sign, pool = slot.groups()
         if sign:
-            side = {"+": label, "-": 1 - label, "?": int(chance.random() * 2)}[sign]
+            side = {"+": self.label, "-": 1 - self.label, "?": int(self.chance.random() * 2)}[sign]
             pool = f"{SIDES[side]} {pool}"
-        held_out = chance.random() < unseen and bool(words_of(domain, pool, True))
-        novel = novel or held_out
-        pool_words = words_of(domain, pool, held_out)
-        chosen = pick([w for w in pool_words if w not in used] or pool_words, chance)
-        used.add(chosen)
+        rare = words_of(self.domain, pool, True) if self.validation else ()
+        held_out = bool(rare) and self.chance.random() < UNSEEN_WORDS
+        words = rare if held_out else words_of(self.domain, pool, False)
+        chosen = pick([word for word in words if word not in self.used] or words, self.chance)
+        self.used.add(chosen)
+        self.unseen = self.unseen or held_out
         return chosen
-
-    return re.sub(r"\{([+\-?]?)([a-z ]+)\}", word, frame.text), novel
 
 
 def polish(text: str) -> str:
-    """Write sentences with capitals, and `an` where a vowel follows.
+    """Begin sentences with capitals, and write `an` before a vowel.
 
     >>> polish("what a awful film. I left.")
     'What an awful film. I left.'
@@ -128,41 +157,20 @@ def polish(text: str) -> str:
     return re.sub(r"(^|[.?!] )([a-z])", lambda match: match.group(1) + match.group(2).upper(), text)
 
 
-def compose(label: int, domain: str, validation: bool, chance: random.Random) -> Review | None:
-    """Build one review; None if it came out as one that training could have met."""
-    threshold, group = chance.random(), "plain"
-    for name, (share, _) in GROUPS.items():
-        group, threshold = name, threshold - share
-        if threshold < 0:
-            break
-    unseen = UNSEEN_WORDS if validation else 0.0
-    new_frame = validation and chance.random() < UNSEEN_FRAMES
-    frame = pick(frames_of(GROUPS[group][1], domain, label, new_frame) or frames_of(GROUPS[group][1], domain, label, False), chance)
-    text, new_word = fill(frame, domain, label, unseen, chance)
-    if validation and not (frame.held_out or new_word):
-        return None
-    if chance.random() < ASIDES:
-        before = chance.random() < 0.5 and not frame.text.startswith(("it ", "{visit}", "beside"))
-        new_aside = validation and chance.random() < UNSEEN_FRAMES
-        aside = pick(frames_of(BEFORE if before else AFTER, domain, label, new_aside) or frames_of(BEFORE if before else AFTER, domain, label, False), chance)
-        words, _ = fill(aside, domain, label, unseen, chance)
-        text = f"{words} {text}" if before else f"{text} {words}"
-    return Review(polish(text), label, domain, group)
-
-
-def reviews(count: int, validation: bool, seed: int) -> list[Review]:
-    """Return `count` distinct reviews, labels and domains in equal shares, in random order.
+def reviews(count: int, *, validation: bool = False, seed: int = 0) -> list[Review]:
+    """Return distinct reviews in random order, labels and domains in equal shares.
 
     Args:
-        count: above 0; a few thousand is far below what the grammar can say.
-        validation: build each review on a frame or with a word that is never in training.
+        count: how many, above 0. The grammar can tell some hundred thousand apart.
+        validation: build every review on a frame or with a word that training never meets.
         seed: of everything random.
     """
-    chance = random.Random(seed * 2 + validation)
+    chance = random.Random(2 * seed + validation)
     found: dict[str, Review] = {}
     while len(found) < count:
         label, domain = len(found) % 2, DOMAINS[len(found) // 2 % len(DOMAINS)]
-        review = compose(label, domain, validation, chance)
-        if review is not None:
+        writer = Writer(domain, label, validation, chance)
+        review = writer.write()
+        if writer.unseen or not validation:
             found.setdefault(review.text, review)
     return shuffle(list(found.values()), chance)

@@ -1,7 +1,6 @@
 """`Recipe`: a list of steps, from YAML or Python, its defaults resolved and its order checked when read.
 
-dialect.py reads and writes the YAML, parse.py makes steps of it, describe.py says what a parameter takes,
-order.py keeps law 2 (coarse to fine), override.py sets single values, schema.py describes the format to
+parse.py makes steps of plain data, order.py keeps law 2 (coarse to fine), override.py sets single values, schema.py describes the format to
 editors, shipped.py finds our own.
 """
 
@@ -12,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from niwaki import dialect
+from niwaki.recipe import order, override, parse, shipped
 from niwaki.errors import NiwakiError, closest
-from niwaki.recipe import dialect, order, override, parse, shipped
 from niwaki.recipe.order import Step
 from niwaki.recipe.schema import schema
 

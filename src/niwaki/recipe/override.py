@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from niwaki import dialect
 from niwaki.errors import NiwakiError, closest
-from niwaki.recipe import dialect
 
 _EXAMPLE = "steps[0].train.epochs=2"
 

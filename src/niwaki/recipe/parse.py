@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from niwaki import techniques
+from niwaki.dialect import inline
 from niwaki.errors import NiwakiError, closest
-from niwaki.recipe.describe import refused, unknown_parameter
-from niwaki.recipe.dialect import inline
 from niwaki.recipe.order import Step
 from niwaki.technique import Technique
 from niwaki.train import Train
@@ -95,13 +94,8 @@ def _technique(name: str, parameters: dict[str, Any], place: str) -> Technique:
 
 def _build(model: type[Model], name: str, parameters: dict[str, Any], place: str) -> Model:
     """Make the value, or say which parameter is wrong and what it takes."""
-    for word, value in parameters.items():
-        if word not in model.model_fields:
-            raise unknown_parameter(name, str(word), value, model.model_fields, place)
     try:
-        return model.model_validate(parameters)
-    except ValidationError as error:
-        raise refused(error, model, name, place) from None
+        return model(**parameters)
     except NiwakiError as error:
         raise error.at(place) from None
 

@@ -28,6 +28,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 # The shards of one split as the hub writes them: train-00000-of-00004.parquet.
 SHARD = re.compile(r"[-_.]\d+([-_.]of[-_.]\d+)?$")
+LOCAL = 'data="reviews/"   (a folder with train.csv and validation.csv)'
 HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?(:[\w.+-]+)?$")
 
 
@@ -48,7 +49,7 @@ def read_splits(data: str) -> tuple[dict[str, Table], list[str]]:
         raise NiwakiError(
             f'there is no file or folder "{data}"',
             expected=f"a folder with train and validation files ({' '.join(READERS)}), one file, or a hub id",
-            fix=_sibling(path),
+            fix=_sibling(path) or LOCAL,
         )
     return _of_hub(data)
 
@@ -68,7 +69,7 @@ def _sibling(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     meant = closest(path.name, (entry.name for entry in path.parent.iterdir()))
-    return str(path.parent / meant) if meant else ""
+    return f'data="{path.parent / meant}"' if meant else ""
 
 
 def _of_folder(folder: Path) -> tuple[dict[str, Table], list[str]]:
@@ -153,7 +154,7 @@ def _of_hub(data: str) -> tuple[dict[str, Table], list[str]]:
         raise NiwakiError(
             f'"{data}" is no file or folder here, and the Hugging Face hub did not give it: {reason}',
             expected="a folder or file that exists, or the id of a data set on the hub",
-            fix=f"{name}:CONFIGURATION" if several else "",
+            fix=f'data="{name}:CONFIGURATION"' if several else LOCAL,
         ) from error
     return _of_mapping(loaded, data)
 

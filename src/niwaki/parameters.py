@@ -1,18 +1,18 @@
-"""Say in words what a parameter takes, and turn pydantic's complaints into ours."""
+"""Values of parameters: frozen, checked when made, and able to say what each parameter takes."""
 
 from __future__ import annotations
 
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
+from niwaki.dialect import inline
 from niwaki.errors import NiwakiError, closest
-from niwaki.recipe.dialect import inline
 
 _NOUNS = {
     int: "a whole number",
@@ -23,6 +23,30 @@ _NOUNS = {
 }
 _BOUNDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 _WHAT_GOES = ("sparsity", "sparse", "ratio", "amount", "remove", "prune", "drop", "cut")
+
+
+class Parameters(BaseModel):
+    """Hold parameters by name; a wrong one is refused with what it takes and what to write.
+
+    >>> class Example(Parameters):
+    ...     name = "example"
+    ...     keep: float = 0.5
+    >>> Example(kepe=0.2)
+    Traceback (most recent call last):
+    ...
+    niwaki.errors.NiwakiError: example has no parameter "kepe"
+      expected: it has keep
+      write: keep
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str] = ""
+
+    def __init__(self, **parameters: Any) -> None:
+        try:
+            super().__init__(**parameters)
+        except ValidationError as error:
+            raise refused(error, type(self), self.name) from None
 
 
 def takes(field: FieldInfo) -> str:

@@ -1,0 +1,38 @@
+"""Where benchmarks find data, models and room, and how they write what they measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("NIWAKI_DATA", ROOT.parent / "shared" / "data"))
+
+
+def runs_folder(case: str) -> Path:
+    folder = Path(os.environ.get("NIWAKI_RUNS", ROOT / "runs" / "bench")) / case
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def shown(path: Path) -> str:
+    """Name a path without the machine it lies on."""
+    for name, root in (("data", data_folder()), ("runs", runs_folder(".").parent)):
+        if path.is_relative_to(root):
+            return f"{name}/{path.relative_to(root)}"
+    return path.name
+
+
+def write_result(case: str, figures: dict[str, Any], records: Any, conditions: dict[str, Any]) -> None:
+    """Write `benchmarks/CASE/result.json` and print the figures."""
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    result = {"figures": figures, "records": records, "conditions": {"date": date, **conditions}}
+    path = ROOT / "benchmarks" / case / "result.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=2))
