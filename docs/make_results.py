@@ -70,10 +70,11 @@ def section(file: Path) -> str:
     for title, rows in comparisons(result):
         parts.append("\n\n".join([*title, comparison(rows)]))
     told = conditions(result)
-    if told:
-        parts.append(
-            "**Conditions.** " + "; ".join(f"{words(key)}: {value}" for key, value in told.items()) + "."
-        )
+    brief = [f"{words(key)}: {text}" for key, text in told.items() if "\n" not in text]
+    if brief:
+        parts.append(f"**Conditions.** {'; '.join(brief)}.")
+    long = {key: text for key, text in told.items() if "\n" in text}
+    parts += [f"**{words(key).capitalize()}**\n\n```yaml\n{text.rstrip()}\n```" for key, text in long.items()]
     return "\n\n".join(parts)
 
 
@@ -132,12 +133,12 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def conditions(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the conditions of a result, or of its first row, as words."""
-    told: Any = result.get("conditions")
-    if not isinstance(told, Mapping):
-        rows = [row for _, found in comparisons(result) for row in found]
-        told = next((row["conditions"] for row in rows if isinstance(row.get("conditions"), Mapping)), {})
-    return {key: text for key, value in told.items() if (text := plain(value))}
+    """Return the conditions of a result, and the machine's from its first row, as words."""
+    told = result.get("conditions")
+    rows = [row for _, found in comparisons(result) for row in found]
+    machine = next((row["conditions"] for row in rows if isinstance(row.get("conditions"), Mapping)), {})
+    merged = {**machine, **(told if isinstance(told, Mapping) else {})}
+    return {key: text for key, value in merged.items() if (text := plain(value))}
 
 
 def plain(value: Any) -> str:

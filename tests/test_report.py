@@ -23,7 +23,6 @@ from niwaki.report.curves import durations, kept_records, trainings
 from niwaki.report.folders import read_runs
 from niwaki.report.headline import headline, significant
 from niwaki.report.journal import plain_words
-from niwaki.report.labels import spokesmen
 from niwaki.report.shares import shares_of
 from niwaki.report.tables import comparison, heads, notes
 from niwaki.report.usage import snippets
@@ -60,7 +59,9 @@ CONDITIONS = {
 }
 
 
-def record(name: str, runtime: str, size: int, seconds: float, *, base: str = "base", **quality: Any) -> dict[str, Any]:
+def record(
+    name: str, runtime: str, size: int, seconds: float, *, base: str = "base", **quality: Any
+) -> dict[str, Any]:
     """Write one measurement record; the base takes 12 ms in torch."""
     values = {"metric": "accuracy", "value": 91.5, "difference": 0.0, "interval": [0.0, 0.0], "p_value": 1.0}
     return {
@@ -69,7 +70,12 @@ def record(name: str, runtime: str, size: int, seconds: float, *, base: str = "b
         "parameters": 22_700_000,
         "macs_per_token": 10.6e6,
         "size_bytes": size,
-        "latency_seconds": {"median": seconds, "p10": 0.9 * seconds, "p90": 1.2 * seconds, "p99": 2 * seconds},
+        "latency_seconds": {
+            "median": seconds,
+            "p10": 0.9 * seconds,
+            "p90": 1.2 * seconds,
+            "p99": 2 * seconds,
+        },
         "latency_ratio": {
             "base": base,
             "base_runtime": "torch",
@@ -124,7 +130,9 @@ def train_rows(step: str = "00-train", count: int = 40, per_epoch: int = 20) -> 
     ]
 
 
-def write_run(folder: Path, rows: list[dict[str, Any]] | None = None, base: str = "base", **origin: Any) -> Path:
+def write_run(
+    folder: Path, rows: list[dict[str, Any]] | None = None, base: str = "base", **origin: Any
+) -> Path:
     """Write a whole run folder."""
     (folder / "artifacts" / "openvino").mkdir(parents=True)
     write = {
@@ -138,7 +146,12 @@ def write_run(folder: Path, rows: list[dict[str, Any]] | None = None, base: str 
             "family": "bert",
             "labels": ["negative", "positive"],
             "parameters": 22_700_000,
-            "task": {"kind": "text-classification", "metric": "accuracy", "max_length": None, "text_pair": None},
+            "task": {
+                "kind": "text-classification",
+                "metric": "accuracy",
+                "max_length": None,
+                "text_pair": None,
+            },
             "data": {"source": "reviews/", "rows": {"train": 1000, "validation": 872, "test": None}},
             **origin,
         },
@@ -149,8 +162,12 @@ def write_run(folder: Path, rows: list[dict[str, Any]] | None = None, base: str 
     begin = {"time": 1000.0, "step": "00-train", "event": "step-begin"}
     end = {"time": 1083.0, "step": "00-train", "event": "step-end"}
     log = [begin, *train_rows(), end, {"event": "note", "note": "8 texts are cut"}]
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log) + '{"event": "tr', encoding="utf-8")
-    (folder / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in JOURNAL), encoding="utf-8")
+    (folder / "log.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in log) + '{"event": "tr', encoding="utf-8"
+    )
+    (folder / "journal.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in JOURNAL), encoding="utf-8"
+    )
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "artifacts" / "model.onnx").write_text("")
     (folder / "artifacts" / "openvino" / "model.xml").write_text("")
@@ -199,12 +216,14 @@ def test_sample_records_are_what_measure_writes():
 def test_headline_says_ratios_and_that_a_small_difference_proves_nothing():
     line = headline(rows_of(), "base", rows_of()[2:])
     assert line.good is True
-    assert line.verdict == "smaller and faster, no significant loss"
+    assert line.verdict == "smaller and faster, at most 1.80 points lost"
     assert "is 6.0× smaller than base (15.0 MB instead of 90.0 MB)" in line.sentence
     assert "8.0× faster in ONNX Runtime (1.00 ms instead of 8.00 ms at batch 1)" in line.sentence
     assert "and 12× faster than base in PyTorch" in line.sentence
     assert "Accuracy falls by 0.60 points, 91.50 to 90.90" in line.sentence
-    assert "not a significant difference, though a loss of up to 1.80 points is not ruled out" in line.sentence
+    assert (
+        "not a significant difference, though a loss of up to 1.80 points is not ruled out" in line.sentence
+    )
     assert "3.4% of its predictions" in line.sentence
 
 
@@ -221,7 +240,9 @@ def test_headline_says_when_nothing_is_gained():
     line = headline(rows, "base", rows[1:])
     assert (line.good, line.verdict) == (False, "no gain: larger and slower")
     assert "is 2.0× larger than base" in line.sentence and "3.0× slower in PyTorch" in line.sentence
-    alike = headline([rows[0], record("same", "torch", 90, 0.0101)], "base", [record("same", "torch", 90, 0.0101)])
+    alike = headline(
+        [rows[0], record("same", "torch", 90, 0.0101)], "base", [record("same", "torch", 90, 0.0101)]
+    )
     assert "about the same size as base" in alike.sentence and "about as fast in PyTorch" in alike.sentence
     assert alike.verdict == "no gain"
 
@@ -234,7 +255,7 @@ def test_headline_of_a_bare_record_claims_nothing():
 
 def test_headline_tells_that_an_artifact_disagrees_with_its_model():
     row = {**rows_of()[3], "parity": {"agreement": 0.9996, "largest_difference": 0.1}}
-    assert "in 99.96% of the examples" in headline([*rows_of()[:3], row], "base", [row]).sentence
+    assert "in 99.96% of the checked examples" in headline([*rows_of()[:3], row], "base", [row]).sentence
 
 
 @pytest.mark.parametrize(
@@ -257,7 +278,10 @@ def test_journal_counts_layers_as_the_base_does():
         "2 linear layers in 8 bits (dynamic activations)",
         "1 embedding table in 8 bits",
     ]
-    everywhere = [JOURNAL[0], *({"edit": "narrow_heads", "layer": index, "heads": [0, 1]} for index in range(6))]
+    everywhere = [
+        JOURNAL[0],
+        *({"edit": "narrow_heads", "layer": index, "heads": [0, 1]} for index in range(6)),
+    ]
     assert plain_words(everywhere) == ["every layer: 2 of 12 heads"]
     assert plain_words([{"edit": "swap_attention", "layer": 1, "kind": "linear"}]) == [
         "swap attention: layer 1, kind linear"
@@ -278,7 +302,6 @@ def test_page_is_whole_self_contained_and_well_formed(tmp_path: Path):
         tree = ElementTree.fromstring(drawing)
         assert tree.attrib["role"] == "img" and tree.find("title") is not None
         assert tree.iter("text") and "<path" in drawing
-        assert not re.search(r"#[0-9a-f]{6}", drawing.replace("#86c5ea", "").replace("#14181d", "")[:0])
     for said in (
         "6.0× smaller",
         "layers 0, 2, 4 kept, of 6",
@@ -317,7 +340,10 @@ def test_a_folder_of_runs_stands_in_one_page(tmp_path: Path):
     (tmp_path / "runs" / "base").mkdir()
     runs = read_runs([tmp_path / "runs"])
     groups = comparison(runs)
-    assert [group.title for group in groups] == ["one and two", "three"]  # two sessions, by their base's records
+    assert [group.title for group in groups] == [
+        "one and two",
+        "three",
+    ]  # two sessions, by their base's records
     assert [line.cells[0] for line in groups[0].lines] == ["base", "base", "one", "one", "two", "two"]
     assert "one session" in notes(groups, runs)[0]
     text = report([tmp_path / "runs"], tmp_path / "report.html").read_text(encoding="utf-8")
@@ -330,17 +356,23 @@ def test_many_runs_stay_under_the_limit(tmp_path: Path):
         folder = write_run(tmp_path / "runs" / f"run-{index}")
         if index < 3:
             rows = train_rows(count=3000, per_epoch=1000)
-            (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (folder / "log.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+            )
         else:
             (folder / "log.jsonl").unlink()
     page = report(tmp_path / "runs", tmp_path / "report.html")
     assert page.stat().st_size < 1_500_000
-    assert "Not told in full: run-8, run-9." in page.read_text(encoding="utf-8")  # in the order of their names
+    assert "Not told in full: run-8, run-9." in page.read_text(
+        encoding="utf-8"
+    )  # in the order of their names
 
 
 def test_a_bare_comparison_is_enough(tmp_path: Path):
     file = tmp_path / "comparison.json"
-    file.write_text(json.dumps({"base": "base", "rows": [{"name": "base", "runtime": "torch"}, *rows_of()[3:]]}))
+    file.write_text(
+        json.dumps({"base": "base", "rows": [{"name": "base", "runtime": "torch"}, *rows_of()[3:]]})
+    )
     text = report(file, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "How it was made" not in text and "Where the bytes" not in text and "90.90" in text
     alone = tmp_path / "alone.json"
@@ -414,7 +446,6 @@ def test_one_label_for_points_of_one_name_that_lie_together(tmp_path: Path):
     text = report(write_run(tmp_path / "small"), tmp_path / "report.html").read_text(encoding="utf-8")
     size_plot = re.findall(r"<svg.*?</svg>", text, re.DOTALL)[1]
     assert size_plot.count(">base<") == 1
-    assert spokesmen.__doc__
 
 
 def test_picture(tmp_path: Path):
@@ -427,7 +458,9 @@ def test_picture(tmp_path: Path):
     assert picture([folder], tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(NiwakiError, match=r"picture\.jpeg"):
         picture(folder, tmp_path / "picture.jpeg")
-    (folder / "measurement.json").write_text(json.dumps({"base": "b", "rows": [{"name": "b", "runtime": "torch"}]}))
+    (folder / "measurement.json").write_text(
+        json.dumps({"base": "b", "rows": [{"name": "b", "runtime": "torch"}]})
+    )
     with pytest.raises(NiwakiError, match="both a latency and a quality"):
         picture(folder, tmp_path / "picture.svg")
 
@@ -449,7 +482,9 @@ def test_card(tmp_path: Path):
     assert re.search(r"- distill: Hinton.*2015", text)
     assert "\n\n\n" not in text
     given = card(folder, credits={"drop": ["A paper."], "unused": ["Another."]}).read_text(encoding="utf-8")
-    assert given.split("## Credits")[1].strip().splitlines()[-1] == "- drop: A paper." and "Hinton" not in given
+    assert (
+        given.split("## Credits")[1].strip().splitlines()[-1] == "- drop: A paper." and "Hinton" not in given
+    )
 
 
 def test_card_is_read_by_the_hub_and_names_no_path_of_this_machine(tmp_path: Path):
@@ -480,7 +515,11 @@ def test_the_snippet_for_onnxruntime_runs(
     pytest.importorskip("onnxruntime")
     folder = write_run(tmp_path / "small", labels=[f"label {index}" for index in range(3)])
     tiny_tokenizer("bert").save_pretrained(folder)
-    config = {"model_type": "bert", "max_position_embeddings": 64, "id2label": {str(i): f"l{i}" for i in range(3)}}
+    config = {
+        "model_type": "bert",
+        "max_position_embeddings": 64,
+        "id2label": {str(i): f"l{i}" for i in range(3)},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     # logits (B, 3): the padded length, the sum of the mask, and a constant
     helper, INT64, FLOAT = onnx.helper, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
@@ -499,7 +538,10 @@ def test_the_snippet_for_onnxruntime_runs(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, folder / "artifacts" / "model.onnx")
-    for labels, expected in (([0, 1, 2], "['1', '1']"), ([*range(9)], "['l1', 'l1']")):  # many names: from the config
+    for labels, expected in (
+        ([0, 1, 2], "['1', '1']"),
+        ([*range(9)], "['l1', 'l1']"),
+    ):  # many names: from the config
         origin = json.loads((folder / "base.json").read_text())
         (folder / "base.json").write_text(json.dumps({**origin, "labels": labels}))
         ((title, code), *_) = snippets(read_runs([folder])[0], str(folder))
@@ -517,7 +559,8 @@ def test_missing_matplotlib_is_a_clear_error(tmp_path: Path, monkeypatch: pytest
 
 
 def test_importing_the_report_loads_nothing_heavy():
-    code = "import sys, niwaki.report; print([n for n in ('torch', 'matplotlib', 'jinja2', 'numpy') if n in sys.modules])"
+    heavy = ("torch", "matplotlib", "jinja2", "numpy")
+    code = f"import sys, niwaki.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -20,7 +20,7 @@ from niwaki.measure import (
     measure_subjects,
     module_table,
 )
-from niwaki.runtime import default_threads
+from niwaki.runtime import default_threads, installed
 from niwaki.teacher import cache_folder
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ class Comparison:
     rows: list[Measurement]
     modules: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
+    @classmethod
+    def read(cls, file: str | Path) -> Comparison:
+        """Read what `to_json` or `compare` wrote."""
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        return cls(record["base"], [Measurement(**row) for row in record["rows"]], record.get("modules", {}))
+
     def to_json(self) -> str:
         """Return `{"base": NAME, "rows": [...]}` as JSON."""
         rows = [row.model_dump(mode="json") for row in self.rows]
@@ -51,7 +57,7 @@ def compare(
     base: str | Path | Any,
     *runs: str | Path | Any,
     task: Task,
-    runtimes: Sequence[str] = ("torch", "onnxruntime", "openvino"),
+    runtimes: Sequence[str] | None = None,
     threads: int | None = None,
     quick: bool = False,
     seed: int = 0,
@@ -65,7 +71,7 @@ def compare(
         base: folder or hub id of the model that the runs are compared with.
         runs: run folders, or other model folders.
         task: quality is measured on its test split, or on validation without one.
-        runtimes: of "torch", "onnxruntime" and "openvino".
+        runtimes: of "torch", "onnxruntime" and "openvino"; by default those that are installed.
         threads: of one inference; by default the physical cores.
         quick: fewer rounds.
         seed: of inputs, order and bootstrap.
@@ -74,6 +80,7 @@ def compare(
     Raises:
         NiwakiError: a runtime is unknown, a folder holds no model, or an artifact does not agree with its model.
     """
+    runtimes = tuple(runtimes or installed())
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise NiwakiError(
@@ -108,7 +115,7 @@ def measure(
     model: str | Path | Any,
     task: Task,
     *,
-    runtimes: Sequence[str] = ("torch", "onnxruntime", "openvino"),
+    runtimes: Sequence[str] | None = None,
     threads: int | None = None,
     quick: bool = False,
     seed: int = 0,

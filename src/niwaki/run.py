@@ -19,9 +19,12 @@ from torch import nn
 from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.artifacts import export_run
 from niwaki.checkpoint import WEIGHTS, load, load_run, load_tokenizer, save, weights_hash, write_text, written_aside
+from niwaki.comparison import Comparison, compare
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
 from niwaki.recipe import Recipe
+from niwaki.report import card
+from niwaki.runtime import installed
 from niwaki.task import Dataset, Task
 from niwaki.teacher import cache_folder
 from niwaki.technique import Context
@@ -44,6 +47,11 @@ class Run:
         return Recipe.read(self.folder / "recipe.yaml")
 
     @property
+    def comparison(self) -> Comparison:
+        """Return what was measured of the run, beside its base."""
+        return Comparison.read(self.folder / "measurement.json")
+
+    @property
     def base(self) -> dict[str, Any]:
         """Return which base model and data the run came from."""
         return dict(json.loads((self.folder / "base.json").read_text(encoding="utf-8")))
@@ -64,10 +72,14 @@ def compress(
     *,
     seed: int = 0,
     export: Sequence[str] = ("onnx",),
+    measure: bool = True,
+    runtimes: Sequence[str] | None = None,
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
-    """Carry out a recipe on a fine-tuned model and write a run folder; the base is left as it was.
+    """Carry out a recipe on a fine-tuned model, measure the result beside it, and write a run folder with a model card.
+
+    The base is left as it was.
 
     On an existing folder it goes on: finished steps are kept (each keyed by the hash of all that went into it), and an
     interrupted training takes up its last checkpoint and ends with the weights it would have had.
@@ -79,16 +91,41 @@ def compress(
         out: the run folder.
         seed: of everything random.
         export: artifacts to write, of "onnx" and "openvino".
-        threads: of PyTorch; by default as PyTorch is set.
+        measure: compare the result with the base when it is done, and write the model card.
+        runtimes: to measure in; by default those that are installed.
+        threads: of PyTorch, and of one inference when measured; by default as PyTorch is set, and the physical cores.
         progress: draw progress bars.
 
     Raises:
         NiwakiError: the base, the recipe or the data do not fit together, or an artifact does not agree with the model.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    return carry_out_into(
+    run = carry_out_into(
         Path(out), base, recipe, task, seed=seed, export=export, threads=threads, progress=progress, new_head=False
     )
+    if measure and not _is_measured(run, tuple(runtimes or installed())):
+        compare(
+            _folder_of(base), run, task=task, runtimes=runtimes, threads=threads, seed=seed, progress=progress
+        )
+    if measure:
+        card(run.folder)
+    return run
+
+
+def _is_measured(run: Run, runtimes: Sequence[str]) -> bool:
+    """Say whether these weights were measured before in these runtimes; other weights take the measurement away."""
+    file = run.folder / "measurement.json"
+    return file.is_file() and set(runtimes) <= {row.runtime for row in run.comparison.rows}
+
+
+def _folder_of(base: nn.Module | str | Path) -> str:
+    """Return where the base can be opened from; one that was changed in memory is put into the cache first."""
+    if not isinstance(base, nn.Module):
+        return str(base)
+    source = str(base.config._name_or_path)  # type: ignore[union-attr]
+    if weights_hash(load(source)) == weights_hash(base):
+        return source
+    return str(save(base, cache_folder() / "bases" / weights_hash(base)[:20], load_tokenizer(source)))
 
 
 def carry_out_into(

@@ -88,7 +88,10 @@ def compress(
     settings: Settings = None,
     export: Exports = ["onnx"],  # noqa: B006  (Typer reads it, nobody writes it)
     budget: options.Bounds = None,
-    runtimes: options.Runtimes = options.RUNTIMES,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Compare with the base and write the model card.")
+    ] = True,
+    runtimes: options.Runtimes = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     json: options.Json = False,
@@ -96,9 +99,9 @@ def compress(
 ) -> None:
     """Compress a fine-tuned model by a recipe.
 
-    Writes a run folder with the model, its artifacts and its log, and prints its path; the base is left as
-    it was. Run the same command again to resume what was interrupted. With --budget, base and run are
-    measured side by side afterwards, as by compare, and a missed bound ends in exit 1.
+    Writes a run folder with the model, its artifacts, the comparison with the base, the model card and the
+    log, and prints the comparison; the base is left as it was. Run the same command again to resume what was
+    interrupted. With --budget, a missed bound ends in exit 1.
 
     Examples:
       niwaki compress runs/base --data reviews/ --recipe encoder-cpu --out runs/small
@@ -117,21 +120,23 @@ def compress(
     wanted = listed(export)
     with only_json(json):
         run = niwaki.compress(
-            base, steps, work, out, seed=seed, export=wanted, threads=threads, progress=not quiet
+            base,
+            steps,
+            work,
+            out,
+            seed=seed,
+            export=wanted,
+            measure=measure or bounds is not None,
+            runtimes=listed(runtimes or []) or None,
+            threads=threads,
+            progress=not quiet,
         )
-        result: Any = {"run": str(run.folder)} if json else run.folder
-        if bounds is not None:
-            result = niwaki.compare(
-                base,
-                run,
-                task=work,
-                runtimes=listed(runtimes),
-                threads=threads,
-                seed=seed,
-                progress=not quiet,
-            )
-    print_json(result) if json else typer.echo(result)
-    if bounds is not None and tell_misses(bounds, result):
+    if not (measure or bounds):
+        print_json({"run": str(run.folder)}) if json else typer.echo(run.folder)
+        return
+    comparison = run.comparison
+    print_json(comparison) if json else typer.echo(f"{comparison}\n\n{run.folder / 'README.md'}")
+    if bounds is not None and tell_misses(bounds, comparison):
         raise typer.Exit(MISSED)
 
 

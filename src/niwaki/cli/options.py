@@ -29,7 +29,8 @@ MaxLength = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
 Runtimes = Annotated[
-    list[str], typer.Option("--runtimes", help="Of torch, onnxruntime, openvino; commas between.")
+    list[str] | None,
+    typer.Option("--runtimes", help="Of torch, onnxruntime, openvino; commas between. Else all that are installed."),
 ]
 Bounds = Annotated[
     str | None,
@@ -41,8 +42,6 @@ Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: a first look
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and all else to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write, or to go on with.")]
-
-RUNTIMES = ["torch,onnxruntime,openvino"]
 
 
 def task_of(

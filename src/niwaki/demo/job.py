@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +83,7 @@ def demo(
         progress=progress,
     ).folder
     small = compress(
-        base, recipe, task, folder / "small", seed=seed, threads=threads, progress=progress
+        base, recipe, task, folder / "small", seed=seed, threads=threads, measure=False, progress=progress
     ).folder
     comparison = _compare_once(base, small, task, seed=seed, threads=threads, quick=quick, progress=progress)
     card(small)
@@ -92,28 +91,22 @@ def demo(
     return comparison
 
 
-def runtimes() -> tuple[str, ...]:
-    """Return the runtimes that are installed, of those that can be compared."""
-    return tuple(name for name in ("torch", "onnxruntime", "openvino") if importlib.util.find_spec(name))
-
-
 def _compare_once(
     base: Path, small: Path, task: Task, *, seed: int, threads: int | None, quick: bool, progress: bool
 ) -> Comparison:
     """Compare base and small, or take what was measured of the same weights in the same conditions."""
-    from niwaki.comparison import compare
+    from niwaki.comparison import Comparison, compare
 
     file = small.parent / "comparison.json"
     # The measurement goes with the weights it was taken of: compress() removes it when they change.
     if file.is_file() and (small / "measurement.json").is_file():
-        kept = _read(file)
+        kept = Comparison.read(file)
         if _holds(kept, threads):
             return kept
     comparison = compare(
         base,
         small,
         task=task,
-        runtimes=runtimes(),
         threads=threads,
         quick=quick,
         seed=seed,
@@ -123,23 +116,14 @@ def _compare_once(
     return comparison
 
 
-def _read(file: Path) -> Comparison:
-    """Read back what `compare --json` prints."""
-    from niwaki.comparison import Comparison
-    from niwaki.measure import Measurement
-
-    record = json.loads(file.read_text(encoding="utf-8"))
-    return Comparison(record["base"], [Measurement(**row) for row in record["rows"]])
-
-
 def _holds(kept: Comparison, threads: int | None) -> bool:
     """Say whether a comparison was made on this machine, with these threads, in the runtimes of now."""
     from niwaki.measure.conditions import machine
-    from niwaki.runtime import default_threads
+    from niwaki.runtime import default_threads, installed
 
     here = (machine()["device"], threads or default_threads())
     made = {(row.conditions.device, row.conditions.threads) for row in kept.rows if row.conditions}
-    return made == {here} and {row.runtime for row in kept.rows} == set(runtimes())
+    return made == {here} and {row.runtime for row in kept.rows} == set(installed())
 
 
 def _check_packages() -> None:

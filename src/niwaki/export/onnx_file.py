@@ -50,7 +50,8 @@ def write_onnx(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> No
         )
         assert program is not None
         _optimize(program.model)
-        _name_dimensions(program.model)
+        _keep_norms_apart(program.model)
+        _forget_tracing(program.model)
         size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
         program.save(path, external_data=size > LARGEST_FILE_BYTES)
 
@@ -93,12 +94,31 @@ def _optimize(model: onnx_ir.Model) -> None:
     optimizer.optimize_ir(model, should_fold=should_fold)
 
 
-def _name_dimensions(model: onnx_ir.Model) -> None:
-    """Call the free dimensions batch and length, and drop the shapes of what lies between."""
+def _forget_tracing(model: onnx_ir.Model) -> None:
+    """Name the free dimensions; drop stack traces, which tell of this machine, and inner shapes, which go stale."""
     import onnx_ir
 
+    for part in (model, model.graph, *model.graph):
+        part.metadata_props.clear()
+        part.doc_string = None
+    for value in (value for node in model.graph for value in node.outputs):
+        value.metadata_props.clear()
+        if not value.is_graph_output():
+            value.shape = None
     for value in model.graph.inputs:
         value.shape = onnx_ir.Shape(["batch", "length"])
-    for value in model.graph.outputs:
-        assert value.shape is not None
-        value.shape = onnx_ir.Shape(["batch", value.shape[1]])
+    (logits,) = model.graph.outputs
+    assert logits.shape is not None
+    logits.shape = onnx_ir.Shape(["batch", logits.shape[1]])
+
+
+def _keep_norms_apart(model: onnx_ir.Model) -> None:
+    """Write the addition before a layer norm as Sum, so that ONNX Runtime leaves the two apart.
+
+    Its fused SkipLayerNormalization is not vectorised: 44 us against 4 + 9 us for 25 tokens of width 384 (ONNX Runtime
+    1.31, one thread), a quarter of a small model's whole time.
+    """
+    for node in model.graph:
+        source = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] else None
+        if source is not None and source.op_type == "Add":
+            source.op_type = "Sum"

@@ -36,6 +36,9 @@ def write_openvino(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -
         for port, name in zip(model.inputs, sample, strict=True):
             port.get_tensor().set_names({name})
         model.output(0).get_tensor().set_names({"logits"})
+        if not any(getattr(module, "activations", "") == "dynamic" for module in prepared.modules()):
+            # Else the runtime rounds the inputs of every compressed weight of its own accord.
+            model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
         openvino.save_model(model, path, compress_to_fp16=False)
 
 

@@ -154,10 +154,12 @@ class LeanLayer(nn.Module):
         self.first_token = first_token
         self.heads = layer.heads
         self.scaling = float(attention.scaling)
-        self.query = Together([layer.part("query")])
         shared = [layer.part(role) for role in ("query", "key", "value")]
-        self.projections = Together(shared)
-        self.key_value = Together(shared[1:])
+        self.alike = _alike(shared)
+        if first_token:
+            self.query, self.key_value = Together(shared[:1]), Together(shared[1:])
+        else:
+            self.projections = Together(shared)
         self.output, self.attention_norm = layer.part("output"), layer.part("attention_norm")
         self.up, self.down, self.output_norm = layer.part("up"), layer.part("down"), layer.part("output_norm")
         feed_forward = module.ffn if layer.family.name == "distilbert" else module.intermediate
@@ -176,7 +178,9 @@ class LeanLayer(nn.Module):
         """Return query (B, Q, D'), key and value (B, T, D')."""
         if not self.first_token:
             return cast("Sequence[Tensor]", self.projections(hidden_BTD))
-        inputs = self.projections.share(hidden_BTD)
+        if not self.alike:
+            return (*self.query(hidden_BTD[:, :1]), *self.key_value(hidden_BTD))
+        inputs = self.key_value.share(hidden_BTD)
         # What is shared begins with the input, rounded or not; scale and zero point stay those of all tokens.
         first = (inputs[0][:, :1], *inputs[1:])
         return (*self.query.multiply(*first), *self.key_value.multiply(*inputs))
@@ -188,22 +192,22 @@ class Together(nn.Module):
     def __init__(self, linears: Sequence[nn.Module]) -> None:
         super().__init__()
         self.sizes = [int(linear.weight.shape[0]) for linear in linears]  # type: ignore[union-attr,arg-type]
-        self.rounds = all(isinstance(linear, QuantizedLinear) for linear in linears) and _round_alike(linears)
-        merged = _merge(linears) if self.rounds or all(type(linear) is nn.Linear for linear in linears) else None
+        self.alike = _alike(linears)
+        merged = _merge(linears) if self.alike else None
         self.linears = nn.ModuleList([merged] if merged is not None else linears)
 
     def share(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Return the input as `multiply` takes it: bytes with scale and zero point, or as it is."""
-        first: Any = self.linears[0]
-        return cast("tuple[Tensor, ...]", first.quantize(hidden)) if self.rounds else (hidden,)
+        first = self.linears[0]
+        rounds = self.alike and isinstance(first, QuantizedLinear) and first.activations != "none"
+        return first.quantize(hidden) if rounds else (hidden,)  # type: ignore[operator]
 
     def multiply(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return one output a linear, of what `share` returned."""
         linears = cast("list[Any]", list(self.linears))
-        outputs = [linear.multiply(*inputs) if self.rounds else linear(*inputs) for linear in linears]
-        if len(outputs) == len(self.sizes):
-            return tuple(outputs)
-        return tuple(outputs[0].split(self.sizes, dim=-1))
+        outputs = [linear(*inputs) if len(inputs) == 1 else linear.multiply(*inputs) for linear in linears]
+        merged = len(outputs) < len(self.sizes)
+        return tuple(outputs[0].split(self.sizes, dim=-1)) if merged else tuple(outputs)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Return one output a linear."""
@@ -252,12 +256,22 @@ def table_of(embedding: nn.Module) -> Tensor:
     return cast(Tensor, embedding.weight).detach()
 
 
-def _round_alike(linears: Sequence[Any]) -> bool:
-    """Say whether quantized linears round one input to the same bytes."""
-    kinds = {linear.activations for linear in linears}
-    if kinds == {"static"}:
-        return len({(float(x.activation_scale), int(x.activation_zero_point)) for x in linears}) == 1
-    return kinds == {"dynamic"}
+def _alike(linears: Sequence[Any]) -> bool:
+    """Say whether linears do the same to their input: nothing, or round it to the same bytes."""
+    if all(type(linear) is nn.Linear for linear in linears):
+        return True
+    if not all(isinstance(linear, QuantizedLinear) for linear in linears):
+        return False
+    if any(linear.activations == "static" for linear in linears):
+        return len({(linear.activations, *_static_range(linear)) for linear in linears}) == 1
+    return len({linear.activations for linear in linears}) == 1
+
+
+def _static_range(linear: QuantizedLinear) -> tuple[float | None, int | None]:
+    """Return scale and zero point of a static linear, and nothing of any other."""
+    if linear.activation_scale is None or linear.activation_zero_point is None:
+        return None, None
+    return float(linear.activation_scale), int(linear.activation_zero_point)
 
 
 def _merge(linears: Sequence[Any]) -> nn.Module | None:
@@ -267,15 +281,14 @@ def _merge(linears: Sequence[Any]) -> nn.Module | None:
     weight = torch.cat([linear.weight.detach() for linear in linears])
     bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
     if isinstance(linears[0], QuantizedLinear):
-        first = linears[0]
-        static = first.activations == "static"
+        scale, zero_point = _static_range(linears[0])
         return QuantizedLinear(
             weight,
             torch.cat([linear.scale for linear in linears]),
             bias,
-            activations=first.activations,
-            activation_scale=float(cast(Tensor, first.activation_scale)) if static else None,
-            activation_zero_point=int(cast(Tensor, first.activation_zero_point)) if static else None,
+            activations=linears[0].activations,
+            activation_scale=scale,
+            activation_zero_point=zero_point,
         )
     merged = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
     merged.weight = nn.Parameter(weight, requires_grad=False)

@@ -107,7 +107,9 @@ def limits(run: RunFolder) -> list[str]:
             " look at them where single decisions matter."
         )
     if own.get("latency_seconds"):
-        told.append("Latencies hold for the machine and the lengths named below; measure again on yours.")
+        told.append(
+            "Latencies hold for the machine and the lengths of text named here; measure again on yours."
+        )
     if any("8 bits" in edit for edit in plain_words(run.journal)):
         told.append(
             "Arithmetic in 8 bits is fast on processors with instructions for it (VNNI, AMX, dot product);"

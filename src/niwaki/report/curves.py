@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curve = list[tuple[float, float]]
+MANY = 60
+"""Points from which on a curve is drawn with its mean."""
+
+HEAD = ("time", "step", "event", "note")
+"""What every note has."""
+
 POINTS = 160
 """Points a curve is thinned to; more than a page can show."""
 
@@ -26,11 +32,13 @@ class Training:
         step: name of the step, as in the log.
         svg: the curves.
         facts: what it took and how it ended, in words.
+        noisy: True where single steps are drawn behind their mean.
     """
 
     step: str
     svg: str
     facts: str
+    noisy: bool
 
 
 def trainings(log: Sequence[Row], name: str, points: int = POINTS) -> list[Training]:
@@ -49,7 +57,10 @@ def trainings(log: Sequence[Row], name: str, points: int = POINTS) -> list[Train
         if len(records) > 1:
             told.append(
                 Training(
-                    step, _draw(records, judged, f"{name}-{index}", step, points), _facts(records, judged)
+                    step=step,
+                    svg=_draw(records, judged, f"{name}-{index}", step, points),
+                    facts=_facts(records, judged),
+                    noisy=len(records) > MANY,
                 )
             )
     return told
@@ -84,13 +95,25 @@ def durations(log: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def notes_of(log: Sequence[Row]) -> list[str]:
-    """Return the notes of a log, each once."""
-    told = (
-        record.get("note") or record.get("message") or record.get("text")
-        for record in log
-        if record.get("event") == "note"
-    )
-    return list(dict.fromkeys(str(text) for text in told if text))
+    """Return the notes of a log, each once, with the numbers they came with.
+
+    >>> notes_of([{"event": "note", "note": "influence", "values": [0.25, 0.5]}])
+    ['influence: values 0.25, 0.5']
+    """
+    told = []
+    for record in log:
+        if record.get("event") == "note":
+            numbers = [
+                f"{units.words(key)} {_plain(value)}" for key, value in record.items() if key not in HEAD
+            ]
+            told.append(": ".join([str(record.get("note", "")), *([", ".join(numbers)] if numbers else [])]))
+    return list(dict.fromkeys(told))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def kept_records(records: Sequence[Row]) -> list[Row]:
@@ -197,7 +220,7 @@ def _draw_losses(axes: Axes, curves: Sequence[tuple[str, Curve]], points: int) -
         _plain_log_axis(axes)
     for index, (title, curve) in enumerate(curves):
         colour = drawing.INK if index == 0 else drawing.SERIES[(index - 1) % len(drawing.SERIES)]
-        if len(curve) > 60:
+        if len(curve) > MANY:
             axes.plot(*zip(*thinned(curve, points), strict=True), color=colour, alpha=0.22, linewidth=0.8)
             curve = smoothed(curve)
         # a marker in the place of a line's only point
@@ -206,9 +229,9 @@ def _draw_losses(axes: Axes, curves: Sequence[tuple[str, Curve]], points: int) -
             linewidth=1.9 if index == 0 else 1.4, marker="o" if len(curve) == 1 else "",
         )  # fmt: skip
     axes.set_ylabel("loss")
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0, handlelength=1.3, columnspacing=1.4
-    )
+    if len(curves) > 1:
+        where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+        axes.legend(ncols=4, handlelength=1.3, columnspacing=1.4, **where)
 
 
 def _plain_log_axis(axes: Any) -> None:
@@ -226,7 +249,11 @@ def _small_axis(axes: Any, title: str) -> None:
         low = 0.0
         axes.set_ylim(0, high * 1.15)
     ends = [low, high] if high > low else [high]
-    axes.set_yticks(ends, [f"{end:.2g}" if title == "learning rate" else f"{end:.3g}" for end in ends])
+    axes.set_yticks(ends, [f"{end:.2g}" if title == "learning rate" else _tick(end) for end in ends])
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _facts(records: Sequence[Row], judged: Sequence[Row]) -> str:

@@ -111,8 +111,7 @@ def inline_svg(
         description: what it shows, for a screen reader.
         tips: text to show over an artist, by the artist's gid.
     """
-    text = _bare_svg(figure)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = _bare_svg(figure, f"{name}-")
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", text)
@@ -138,7 +137,7 @@ def write_picture(figure: Figure, path: Path, title: str) -> Path:
     if path.suffix.lower() == ".png":
         figure.savefig(aside, format="png", dpi=200, facecolor=PAPER, metadata={"Title": title})
     else:
-        text = re.sub(r"'DejaVu Sans'[^;\"]*", STANDALONE_FONT, _bare_svg(figure))
+        text = re.sub(r"'DejaVu Sans'[^;\"]*", STANDALONE_FONT, _bare_svg(figure, ""))
         box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
         paper = f'<rect width="{box[1]}" height="{box[2]}" rx="8" fill="{PAPER}"/>' if box else ""
         head = f'role="img"><title>{escape(title)}</title>{paper}'
@@ -149,8 +148,8 @@ def write_picture(figure: Figure, path: Path, title: str) -> Path:
     return path
 
 
-def _bare_svg(figure: Figure) -> str:
-    """Return a figure's `svg` element, without prologue, metadata, comments and the marks of no interest."""
+def _bare_svg(figure: Figure, prefix: str) -> str:
+    """Return a figure's `svg` element without prologue, metadata, comments and ids that nothing refers to."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -159,4 +158,15 @@ def _bare_svg(figure: Figure) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = text.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+    text = re.sub(r'(<g) id="[A-Za-z0-9.]+_\d+"', r"\1", text)
+    numbers: dict[str, int] = {}
+
+    def renamed(match: re.Match[str]) -> str:
+        # matplotlib's names are hashes of all digits of a layout, and the last digits are not always the same
+        place, name = match.groups()
+        if re.fullmatch(r"[A-Za-z]?[0-9a-f]{10}", name):
+            name = f"shape-{numbers.setdefault(name, len(numbers))}"
+        return f"{place}{prefix}{name}"
+
+    text = re.sub(r'(\bid="|\bhref="#|url\(#)([^")]+)', renamed, text)
     return re.sub(r">\s+<", "><", text).strip()

@@ -11,6 +11,9 @@ from niwaki.report.folders import Row, RunFolder, number, section
 CLOSE = 1.05
 """Two sizes or times whose ratio is below this are called alike."""
 
+NOTABLE = 2.0
+"""A verdict stays open while the interval allows a loss of more points than this."""
+
 LEVEL = 0.05
 """A difference with a p-value below this is called significant."""
 
@@ -209,10 +212,9 @@ def _parity(row: Row) -> str:
     agreement = number(row, "parity", "agreement")
     if agreement is None or agreement == 1:
         return ""
-    share = units.percent(agreement)
-    return (
-        f"The exported file gives the same answer as the model it was made from in {share} of the examples."
-    )
+    count = number(row, "parity", "count")
+    share = units.percent(agreement) + (f" of {count:,.0f}" if count else " of the")
+    return f"The exported file answered as the model it was made from in {share} checked examples."
 
 
 def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
@@ -236,9 +238,19 @@ def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
     text = " and ".join(gained) + (f", but {' and '.join(lost)}" if lost else "")
     if difference is None or surely is None:
         return None, f"{text}; quality not compared"
-    if surely and difference < 0:
-        return None, f"{text}, at a cost in {quality.get('metric', 'quality')}"
-    return (None if lost else True), f"{text}, no significant loss"
+    if surely:
+        metric = quality.get("metric", "quality")
+        return (
+            (None, f"{text}, at a cost in {metric}")
+            if difference < 0
+            else (not lost, f"{text}, better {metric}")
+        )
+    interval = interval_of(quality)
+    if interval is None:
+        return None if lost else True, f"{text}, no significant loss"
+    allowed = max(0.0, -interval[0])
+    good = None if lost or allowed > NOTABLE else True
+    return good, f"{text}, {f'at most {allowed:.2f} points lost' if allowed >= 0.005 else 'nothing lost'}"
 
 
 def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:

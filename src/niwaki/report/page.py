@@ -104,6 +104,8 @@ def chapter(run: RunFolder, name: str, points: int = POINTS) -> Chapter:
 
 def origin_of(run: RunFolder) -> list[tuple[str, str]]:
     """Return (what, value) of what the run was made from."""
+    if not run.origin:
+        return []
     data, rows = section(run.origin, "data"), section(section(run.origin, "data"), "rows")
     splits = ", ".join(f"{split} {count:,}" for split, count in rows.items() if isinstance(count, int))
     told = [

@@ -66,7 +66,8 @@ def _scale(axes: Axes, points: Sequence[Point], measure: Measure) -> None:
     axes.set_ylim(min(ys) - room, max(ys) + room)
     if axes.get_xscale() == "log":
         axes.set_xlim(min(xs) / 1.5, max(xs) * 1.7)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        wide = max(xs) / min(xs) > 60
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:

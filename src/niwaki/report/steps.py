@@ -10,6 +10,7 @@ from typing import Any
 
 from niwaki.report import units
 
+TOLD_OF_TRAIN = ("epochs", "learning_rate", "batch_size")
 TECHNIQUES = Path(__file__).parents[1] / "techniques"
 
 
@@ -51,7 +52,10 @@ def steps_in_words(recipe: str) -> list[str]:
     for name, parameters in steps_of(recipe):
         inner = [f"{one}{_bracketed(values)}" for one, values in _named(parameters.get("together"))]
         together = f" with {units.listed(inner)}{' together' if len(inner) > 1 else ''}" if inner else ""
-        own = _settings({key: value for key, value in parameters.items() if key != "together"})
+        kept = TOLD_OF_TRAIN if name == "train" else parameters
+        own = _settings(
+            {key: value for key, value in parameters.items() if key in kept and key != "together"}
+        )
         sentences.append(f"{name}{together}{': ' if own else ''}{own}")
     return sentences
 
@@ -78,8 +82,8 @@ def references(docstring: str) -> tuple[str, ...]:
 
     An entry begins with a dash, or where the line before ended with a full stop.
 
-    >>> references("Do.\n\nReferences:\n    Hinton 2015, a long\n    title.\n    Wang 2021, another.\n\nNotes:")
-    ('Hinton 2015, a long title.', 'Wang 2021, another.')
+    >>> references("Do.\n\nReferences:\n    Hinton 2015, a long\n    title.\n    Wang 2021, b.\n\nNotes:")
+    ('Hinton 2015, a long title.', 'Wang 2021, b.')
     """
     lines = inspect.cleandoc(docstring).splitlines()
     start = next((index for index, line in enumerate(lines) if line.strip() == "References:"), len(lines))
@@ -107,11 +111,11 @@ def _named(steps: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _settings(parameters: Mapping[str, Any]) -> str:
-    """Write parameters as words; nothing is told of what is not set."""
+    """Write parameters as words; nothing is told of what is not set, or is none of it."""
     return ", ".join(
         f"{units.words(str(key))} {_value(value)}"
         for key, value in parameters.items()
-        if value is not None and value is not False and not (isinstance(value, list | dict) and not value)
+        if value or value == ""
     )
 
 

@@ -17,7 +17,10 @@ COLUMNS = (
     ("smaller", "the base's size in the same runtime, divided by this one"),
     ("latency", "median time of one text at batch 1"),
     ("faster", "the base's median latency in the same runtime, divided by this one"),
-    ("vs first", "how many times faster than the base in the runtime it was measured in first, round by round"),
+    (
+        "vs first",
+        "how many times faster than the base in the runtime it was measured in first, round by round",
+    ),
     ("quality", "the task's metric"),
     ("difference", "points against the base, on the same examples"),
     ("95% interval", "of the difference"),
@@ -79,7 +82,7 @@ def lines(rows: Sequence[Row], base: str) -> list[Line]:
 
 
 def heads(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
-    """Return (title, explanation) of each column, the first runtime called by its name where it has one name."""
+    """Return (title, explanation) of each column; the first runtime is named where it is the same."""
     firsts = {runtime_of(run.of(run.base)[0]) for run in runs if run.of(run.base)}
     first = firsts.pop() if len(firsts) == 1 else "first"
     return [(f"vs {first}" if title == "vs first" else title, told) for title, told in COLUMNS]
@@ -186,10 +189,8 @@ def notes(groups: Sequence[Group], runs: Sequence[RunFolder]) -> list[str]:
         )
     noisy = dict.fromkeys(f"{row['name']} in {runtime_of(row)}" for row in rows if _wavers(row))
     if noisy:
-        told.append(
-            f"The clock was unsteady for {units.listed(list(noisy))}:"
-            " from round to round the ratio to the base wavered."
-        )
+        which = units.listed(list(noisy)) if len(noisy) <= 3 else f"{len(noisy)} of {len(rows)} rows"
+        told.append(f"The clock was unsteady for {which}: from round to round the ratio to the base wavered.")
     few = min((count for row in rows if (count := number(row, "conditions", "rounds"))), default=QUICK + 1)
     if few <= QUICK:
         told.append(f"A quick measurement, of {few:.0f} rounds: the error of the latencies is wide.")

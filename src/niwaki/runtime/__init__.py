@@ -7,7 +7,7 @@ folder.
 
 from __future__ import annotations
 
-from niwaki.runtime.artifact import RUNTIMES, Artifact, open_artifact, size_on_disk
+from niwaki.runtime.artifact import RUNTIMES, Artifact, installed, open_artifact, size_on_disk
 from niwaki.runtime.process import Worker, default_threads, open_worker
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Artifact",
     "Worker",
     "default_threads",
+    "installed",
     "open_artifact",
     "open_worker",
     "size_on_disk",

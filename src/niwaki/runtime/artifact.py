@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ def open_artifact(path: str | Path, runtime: str, threads: int, precision: str |
             f"{path} does not exist", expected=f"an artifact for {runtime}", fix="niwaki export RUN"
         )
     return _OPENERS[runtime](path, threads, PRECISIONS[precision] if precision else None)
+
+
+def installed() -> tuple[str, ...]:
+    """Return the runtimes whose package is here, torch first."""
+    return tuple(name for name in RUNTIMES if importlib.util.find_spec(name))
 
 
 def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:

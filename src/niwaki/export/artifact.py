@@ -1,0 +1,115 @@
+"""Export a model: prepare, write aside, audit, compare, and only then put the file in its place."""
+
+# B batch, T tokens, C classes
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from niwaki.errors import NiwakiError
+from niwaki.export.audit import audit, weights_in_onnx, weights_in_openvino
+from niwaki.export.onnx_file import write_onnx
+from niwaki.export.openvino_file import write_openvino
+from niwaki.export.parity import Parity, check_rewriting, compare
+from niwaki.export.prepare import prepare
+
+Batch = Mapping[str, Tensor]
+Write = Callable[[nn.Module, dict[str, Tensor], Path], None]
+
+
+def export_onnx(model: nn.Module, examples: Sequence[Batch], path: str | Path) -> Parity:
+    """Write a classifier as ONNX and check it on real inputs in ONNX Runtime.
+
+    Args:
+        model: a Transformers classifier, its linears and embeddings quantized or not. It is left as it was.
+        examples: inputs to check on, (B, T) each, padded ones among them; token types are an input of the artifact
+            if the examples have them.
+        path: the .onnx file; the folder must exist.
+
+    Returns:
+        How well the artifact agrees with the model.
+
+    Raises:
+        NiwakiError: a weight of the model is not in the file, or the logits differ; nothing is left at `path`.
+    """
+    return _export(model, examples, Path(path), "onnxruntime", write_onnx)
+
+
+def export_openvino(model: nn.Module, examples: Sequence[Batch], path: str | Path) -> Parity:
+    """Write a classifier as OpenVINO IR, `path` (.xml) and the .bin beside it, and check it; else as `export_onnx`.
+
+    Static ranges run on integers. Dynamic ones have no operator in OpenVINO: their inputs stay floats in the file, and
+    the runtime rounds them in its own way (in groups of 32), or not, as it is told.
+    """
+    return _export(model, examples, Path(path), "openvino", write_openvino)
+
+
+def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: str, write: Write) -> Parity:
+    if not examples:
+        raise NiwakiError("there are no examples", expected="real inputs, to check the artifact on", place=str(path))
+    names = _input_names(model, examples)
+    batches = [_inputs(batch, names) for batch in examples]
+    read = weights_in_onnx if runtime == "onnxruntime" else weights_in_openvino
+    with _evaluating(model), torch.no_grad(), _written_aside(path) as draft:
+        prepared = prepare(model, token_types="token_type_ids" in names).eval()
+        check_rewriting(model, prepared, batches)
+        with sdpa_kernel(SDPBackend.MATH):  # other kernels of torch ask whether the batch is 1
+            write(prepared, _sample(names), draft)
+        audit(model, read(draft), place=str(path))
+        return compare(model, prepared, draft, runtime, batches, place=str(path))
+
+
+def _input_names(model: nn.Module, examples: Sequence[Batch]) -> list[str]:
+    """Return the artifact's inputs in their order."""
+    given = any("token_type_ids" in batch for batch in examples)
+    taken = "token_type_ids" in inspect.signature(model.forward).parameters
+    return ["input_ids", "attention_mask", *(["token_type_ids"] if given and taken else [])]
+
+
+def _inputs(batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the named inputs of a batch; a missing mask is ones, missing token types are zeros."""
+    ids = batch["input_ids"]
+    absent = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return {name: batch.get(name, absent.get(name, ids)).to(torch.int64) for name in names}
+
+
+def _sample(names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the batch to trace with: 2 rows of 8, one padded, so that nothing in it looks like a constant."""
+    sample = {name: torch.zeros(2, 8, dtype=torch.int64) for name in names}
+    sample["attention_mask"][0] = 1
+    sample["attention_mask"][1, :5] = 1
+    return sample
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and every module of it back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _written_aside(path: Path) -> Iterator[Path]:
+    """Yield a file of the same name in a folder of its own; move what was written there into place if all went well."""
+    for left_over in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        draft = Path(folder) / path.name
+        yield draft
+        # The file that names the others goes last: it is never there without them.
+        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            written.replace(path.parent / written.name)
