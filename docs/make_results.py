@@ -64,9 +64,7 @@ def section(file: Path) -> str:
         parts.append(result["about"])
     figures = result.get("figures") or {}
     if figures:
-        parts.append(
-            table(("figure", "value"), [(words(key), number(value)) for key, value in figures.items()])
-        )
+        parts.append(table(("figure", "value"), [(words(key), number(value)) for key, value in figures.items()]))
     for title, rows in comparisons(result):
         parts.append("\n\n".join([*title, comparison(rows)]))
     told = conditions(result)
@@ -99,9 +97,7 @@ def comparisons(result: Mapping[str, Any]) -> list[tuple[list[str], list[Mapping
 def is_rows(value: Any) -> bool:
     """Say whether this is a list of measurement rows."""
     return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(row, Mapping) and "runtime" in row for row in value)
+        isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) and "runtime" in row for row in value)
     )
 
 

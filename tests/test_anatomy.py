@@ -21,7 +21,9 @@ def test_every_role_is_found(family: str, tiny_model: Callable[..., nn.Module]) 
     assert isinstance(anatomy.pooler, nn.Linear)
     for layer in anatomy.layers:
         assert (layer.heads, layer.head_size, layer.neurons) == (4, 8, 64)
-        shapes = {role: tuple(layer.part(role).weight.shape) for role in ("query", "key", "value", "output", "up", "down")}
+        shapes = {
+            role: tuple(layer.part(role).weight.shape) for role in ("query", "key", "value", "output", "up", "down")
+        }
         assert shapes == {
             "query": (32, 32), "key": (32, 32), "value": (32, 32), "output": (32, 32), "up": (64, 32), "down": (32, 64),
         }  # fmt: skip

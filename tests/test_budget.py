@@ -145,9 +145,7 @@ def test_one_runtime_within_the_budget_is_enough():
     }
 
 
-@pytest.mark.parametrize(
-    ("count", "shown"), [(999, "999 B"), (1e3, "1 kB"), (91_043_840, "91.04 MB"), (2e9, "2 GB")]
-)
+@pytest.mark.parametrize(("count", "shown"), [(999, "999 B"), (1e3, "1 kB"), (91_043_840, "91.04 MB"), (2e9, "2 GB")])
 def test_bytes_for_people(count: float, shown: str):
     assert show_bytes(count) == shown
 

@@ -136,10 +136,7 @@ def test_help_lists_the_verbs_in_the_order_of_use():
 
 
 def test_kept_lines_marks_examples_and_codes():
-    assert (
-        kept_lines("Do.\n\nExamples:\n  a\n\nExit codes: 0")
-        == "Do.\n\n\b\nExamples:\n  a\n\n\b\nExit codes: 0"
-    )
+    assert kept_lines("Do.\n\nExamples:\n  a\n\nExit codes: 0") == "Do.\n\n\b\nExamples:\n  a\n\n\b\nExit codes: 0"
 
 
 # What is handed to the verbs
@@ -161,9 +158,7 @@ def test_finetune(stand_in: Callable[..., Calls], tmp_path: Path):
         "seed": 3,
     }
     assert expected.items() <= calls.last.items()
-    assert calls.last["task"] == Task(
-        "text-classification", data="reviews", text="t", metric="f1", max_length=64
-    )
+    assert calls.last["task"] == Task("text-classification", data="reviews", text="t", metric="f1", max_length=64)
     assert calls.last["progress"] is False
 
 
@@ -184,9 +179,7 @@ def test_compress(stand_in: Callable[..., Calls], recipe_file: str):
 
 def test_compress_prints_json(stand_in: Callable[..., Calls], recipe_file: str):
     stand_in("compress", Run())
-    result = run(
-        "compress", "b", "--recipe", recipe_file, "--data", "d", "--out", "o", "--json", "--no-measure"
-    )
+    result = run("compress", "b", "--recipe", recipe_file, "--data", "d", "--out", "o", "--json", "--no-measure")
     assert json.loads(result.stdout) == {"run": "runs/small"}
 
 
@@ -247,9 +240,7 @@ def test_compare_misses_its_budget(stand_in: Callable[..., Calls]):
     result = run("compare", "base", "small", "--data", "d", "--budget", "latency=1ms")
     assert result.exit_code == 1
     assert result.stdout == "the table\n"
-    assert lines(result.stderr) == [
-        "budget missed: small: latency is not measured, the budget is at most 1 ms"
-    ]
+    assert lines(result.stderr) == ["budget missed: small: latency is not measured, the budget is at most 1 ms"]
 
 
 def test_export(stand_in: Callable[..., Calls]):
@@ -287,14 +278,10 @@ def test_explain():
 
 
 def test_a_mistake_is_told_plainly(stand_in: Callable[..., Calls]):
-    stand_in(
-        "demo", NiwakiError("epochs is -1", expected="a number above 0", fix="epochs: 3", place="small.yaml")
-    )
+    stand_in("demo", NiwakiError("epochs is -1", expected="a number above 0", fix="epochs: 3", place="small.yaml"))
     result = run("demo")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert (
-        result.stderr == "error: small.yaml: epochs is -1\n  expected: a number above 0\n  write: epochs: 3\n"
-    )
+    assert result.stderr == "error: small.yaml: epochs is -1\n  expected: a number above 0\n  write: epochs: 3\n"
 
 
 @pytest.mark.parametrize("words", [("--debug", "demo"), ("demo", "--debug")])
@@ -374,9 +361,7 @@ def test_json_stands_alone_on_stdout():
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["compress", "--help"], ["demo", "--no-such-option"]]
-)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["compress", "--help"], ["demo", "--no-such-option"]])
 def test_light_words_load_nothing_heavy(words: list[str]):
     done = python(
         "import sys\n"
@@ -392,9 +377,7 @@ def test_light_words_load_nothing_heavy(words: list[str]):
 
 
 def test_the_command_runs_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "niwaki", "--help"], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-m", "niwaki", "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert "niwaki compress" in done.stdout
 

@@ -14,7 +14,7 @@ from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
-from niwaki.testing import check_together, check_technique, make_context
+from niwaki.testing import check_technique, check_together, make_context
 
 # technique, neutral setting, whether fewer bytes are promised
 ROWS: list[tuple[Technique, Technique | None, bool]] = [
@@ -39,7 +39,9 @@ def test_technique(
     tmp_path: Path,
 ) -> None:
     technique, neutral, smaller = row
-    check_technique(technique, neutral=neutral, base=saved_base("bert"), task=toy_task, folder=tmp_path, smaller=smaller)
+    check_technique(
+        technique, neutral=neutral, base=saved_base("bert"), task=toy_task, folder=tmp_path, smaller=smaller
+    )
 
 
 COMPANIONS = [row[0] for row in ROWS if row[0].can_accompany]

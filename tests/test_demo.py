@@ -25,6 +25,7 @@ from niwaki.demo.lexicon import BY_DOMAIN, DOMAINS, SHARED
 from niwaki.demo.weights import HUB_ID, check_weights
 from niwaki.errors import NiwakiError
 from niwaki.recipe import Recipe
+from niwaki.runtime import installed
 
 BLOCKS = [*(block for _, block in GROUPS.values()), BEFORE, AFTER]
 FRAMES = [parse_frame(line) for block in BLOCKS for line in block.strip().splitlines()]
@@ -229,12 +230,8 @@ def test_a_missing_package_is_told_before_anything_is_done(tmp_path: Path, monke
     assert not (tmp_path / "demo").exists()
 
 
-def test_the_whole_job_and_again(
-    saved_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_whole_job_and_again(saved_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NIWAKI_CACHE", str(tmp_path / "cache"))
-    job = importlib.import_module("niwaki.demo.job")
-    monkeypatch.setattr(job, "runtimes", lambda: ("torch", "onnxruntime"))
     out = tmp_path / "demo"
     steps = ("drop: {keep_layers: 1}", "train: {epochs: 1, together: [distill: {}]}", "quantize: {}")
     (tmp_path / "recipe.yaml").write_text("steps:\n" + "".join(f"  - {step}\n" for step in steps))
@@ -256,7 +253,7 @@ def test_the_whole_job_and_again(
     assert record == json.loads(first)
     assert record["base"] == "base"
     assert [(row["name"], row["runtime"]) for row in record["rows"]] == [
-        (name, runtime) for name in ("base", "small") for runtime in ("torch", "onnxruntime")
+        (name, runtime) for name in ("base", "small") for runtime in installed()
     ]
     for file in ("data/train.csv", "base/model.safetensors", "small/README.md", "small/artifacts/model.onnx"):
         assert (out / file).is_file(), file

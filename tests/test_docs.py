@@ -37,9 +37,7 @@ HEADINGS = (
     "Limits",
     "References",
 )
-FENCE = re.compile(
-    r"^(?P<mark><!-- run -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
-)
+FENCE = re.compile(r"^(?P<mark><!-- run -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def name_of(page: Path) -> str:
@@ -125,9 +123,7 @@ def test_table_of_parameters_is_right(name: str) -> None:
     assert table is not None
     rows = [[cell.strip() for cell in row.split(" | ")] for row in table["rows"].splitlines()]
     told = {row[0].removeprefix("| "): dialect.load(row[1]) for row in rows}
-    right = {
-        field: dialect.load(default_of(info) or "(needed)") for field, info in model.model_fields.items()
-    }
+    right = {field: dialect.load(default_of(info) or "(needed)") for field, info in model.model_fields.items()}
     assert told == right
 
 
@@ -140,9 +136,7 @@ def test_python_compiles(page: Path, line: int, text: str, run: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "line", "text", "run"), [block for block in blocks("python") if block.values[3]]
-)
+@pytest.mark.parametrize(("page", "line", "text", "run"), [block for block in blocks("python") if block.values[3]])
 def test_python_runs(
     page: Path,
     line: int,
@@ -239,9 +233,7 @@ def test_no_text_names_a_machine() -> None:
         *PAGES,
     ]
     for folder, kinds in (("src", (".py", ".yaml", ".j2")), ("benchmarks", (".py", ".yaml", ".json", ".md"))):
-        texts += [
-            path for path in (ROOT / folder).rglob("*") if path.suffix in kinds and "runs" not in path.parts
-        ]
+        texts += [path for path in (ROOT / folder).rglob("*") if path.suffix in kinds and "runs" not in path.parts]
     named = {name_of(path): found for path in texts if (found := paths.findall(path.read_text("utf-8")))}
     assert not named
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from niwaki import techniques
 from niwaki.errors import NiwakiError
 from niwaki.explain import explain
-from niwaki.recipe import Recipe, shipped
 from niwaki.parameters import default_of, takes
+from niwaki.recipe import Recipe, shipped
 from niwaki.train import Train
 
 

@@ -44,8 +44,6 @@ FLOORS: dict[str, int] = {
     "anatomy": 1,
     "dialect": 1,
     "parameters": 1,
-    "parameters": 1,
-    "dialect": 1,
     "layers": 1,
     "losses": 1,
     "schedules": 1,

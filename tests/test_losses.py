@@ -21,7 +21,7 @@ def test_soft_targets_by_hand() -> None:
 
 
 def test_soft_targets_gradient_does_not_fade_with_temperature() -> None:
-    """At high temperature the gradient tends to (z_s - z_t) / C of centred logits, whatever T (Hinton 2015, equation 4)."""
+    """At high T the gradient tends to (z_s - z_t) / C of centred logits, whatever T (Hinton 2015, equation 4)."""
     teacher = torch.tensor([[1.0, -1.0]])
     for temperature in (20.0, 80.0):
         student = torch.zeros(1, 2, requires_grad=True)

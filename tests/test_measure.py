@@ -184,9 +184,7 @@ def test_workers_are_timed_in_turns_on_the_same_inputs():
 
     rounds = [[{"n": number}, {"n": number + 10}] for number in range(3)]
     ticks: list[int] = []
-    seconds = time_in_turns(
-        [Clock("a", 1.0), Clock("b", 2.0)], rounds, 0, warm=1, tick=lambda: ticks.append(1)
-    )
+    seconds = time_in_turns([Clock("a", 1.0), Clock("b", 2.0)], rounds, 0, warm=1, tick=lambda: ticks.append(1))
     assert seconds.tolist() == [[[1.0, 1.0]] * 3, [[2.0, 2.0]] * 3]
     expected = ["ab"[subject] for order in shuffled_orders(2, 3, 0) for subject in order]
     assert [name for name, _, _ in calls] == expected
@@ -329,9 +327,7 @@ def test_a_machine_without_cpuinfo_still_has_a_name(tmp_path):
 
 def test_versions_and_lengths():
     assert versions()["torch"].startswith(torch.__version__.split("+")[0])
-    assert describe_lengths(np.array([2, 4, 6])) == pytest.approx(
-        {"mean": 4.0, "p50": 4.0, "p90": 5.6, "max": 6}
-    )
+    assert describe_lengths(np.array([2, 4, 6])) == pytest.approx({"mean": 4.0, "p50": 4.0, "p90": 5.6, "max": 6})
 
 
 def test_importing_measure_needs_no_torch():

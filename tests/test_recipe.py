@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from niwaki import techniques
+from niwaki import dialect, techniques
 from niwaki.errors import NiwakiError
-from niwaki import dialect
 from niwaki.recipe import Recipe, shipped
 from niwaki.technique import Grain
 from niwaki.techniques.distill import Distill
@@ -64,9 +63,7 @@ def test_lists_are_tuples():
 
 def test_a_recipe_is_a_step():
     first = Recipe([Drop(keep_layers=2)])
-    assert Recipe([first, Train(), Recipe([Quantize()])]) == Recipe(
-        [Drop(keep_layers=2), Train(), Quantize()]
-    )
+    assert Recipe([first, Train(), Recipe([Quantize()])]) == Recipe([Drop(keep_layers=2), Train(), Quantize()])
     with pytest.raises(AttributeError):
         first.steps = ()  # type: ignore[misc]
 
@@ -152,9 +149,7 @@ def drawn(data: st.DataObject, model: type[BaseModel]) -> Any:
         return model(**data.draw(parameters_of(model)))
     except (ValidationError, NiwakiError):
         needed = {
-            name: values_of(f.annotation, f.metadata)
-            for name, f in model.model_fields.items()
-            if f.is_required()
+            name: values_of(f.annotation, f.metadata) for name, f in model.model_fields.items() if f.is_required()
         }
         return model(**data.draw(st.fixed_dictionaries(needed)))
 
@@ -184,9 +179,7 @@ def test_python_to_yaml_to_python_is_equal(name: str, data: st.DataObject):
     assert again.dump() == recipe.dump()
 
 
-@given(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists)
-)
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), st.lists))
 @settings(max_examples=200, deadline=None)
 def test_the_dialect_reads_what_it_wrote(value: Any):
     assert dialect.load(dialect.dump({"value": value})) == {"value": value}

@@ -19,10 +19,11 @@ from niwaki.errors import NiwakiError
 from niwaki.measure.records import Measurement
 from niwaki.report import card, picture, report
 from niwaki.report.card import markdown
-from niwaki.report.curves import durations, kept_records, trainings
+from niwaki.report.curves import trainings
 from niwaki.report.folders import read_runs
 from niwaki.report.headline import headline, significant
 from niwaki.report.journal import plain_words
+from niwaki.report.log import durations, kept_records
 from niwaki.report.shares import shares_of
 from niwaki.report.tables import comparison, heads, notes
 from niwaki.report.usage import snippets
@@ -59,9 +60,7 @@ CONDITIONS = {
 }
 
 
-def record(
-    name: str, runtime: str, size: int, seconds: float, *, base: str = "base", **quality: Any
-) -> dict[str, Any]:
+def record(name: str, runtime: str, size: int, seconds: float, *, base: str = "base", **quality: Any) -> dict[str, Any]:
     """Write one measurement record; the base takes 12 ms in torch."""
     values = {"metric": "accuracy", "value": 91.5, "difference": 0.0, "interval": [0.0, 0.0], "p_value": 1.0}
     return {
@@ -130,9 +129,7 @@ def train_rows(step: str = "00-train", count: int = 40, per_epoch: int = 20) -> 
     ]
 
 
-def write_run(
-    folder: Path, rows: list[dict[str, Any]] | None = None, base: str = "base", **origin: Any
-) -> Path:
+def write_run(folder: Path, rows: list[dict[str, Any]] | None = None, base: str = "base", **origin: Any) -> Path:
     """Write a whole run folder."""
     (folder / "artifacts" / "openvino").mkdir(parents=True)
     write = {
@@ -165,9 +162,7 @@ def write_run(
     (folder / "log.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in log) + '{"event": "tr', encoding="utf-8"
     )
-    (folder / "journal.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in JOURNAL), encoding="utf-8"
-    )
+    (folder / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in JOURNAL), encoding="utf-8")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (folder / "artifacts" / "model.onnx").write_text("")
     (folder / "artifacts" / "openvino" / "model.xml").write_text("")
@@ -221,9 +216,7 @@ def test_headline_says_ratios_and_that_a_small_difference_proves_nothing():
     assert "8.0× faster in ONNX Runtime (1.00 ms instead of 8.00 ms at batch 1)" in line.sentence
     assert "and 12× faster than base in PyTorch" in line.sentence
     assert "Accuracy falls by 0.60 points, 91.50 to 90.90" in line.sentence
-    assert (
-        "not a significant difference, though a loss of up to 1.80 points is not ruled out" in line.sentence
-    )
+    assert "not a significant difference, though a loss of up to 1.80 points is not ruled out" in line.sentence
     assert "3.4% of its predictions" in line.sentence
 
 
@@ -240,9 +233,7 @@ def test_headline_says_when_nothing_is_gained():
     line = headline(rows, "base", rows[1:])
     assert (line.good, line.verdict) == (False, "no gain: larger and slower")
     assert "is 2.0× larger than base" in line.sentence and "3.0× slower in PyTorch" in line.sentence
-    alike = headline(
-        [rows[0], record("same", "torch", 90, 0.0101)], "base", [record("same", "torch", 90, 0.0101)]
-    )
+    alike = headline([rows[0], record("same", "torch", 90, 0.0101)], "base", [record("same", "torch", 90, 0.0101)])
     assert "about the same size as base" in alike.sentence and "about as fast in PyTorch" in alike.sentence
     assert alike.verdict == "no gain"
 
@@ -356,23 +347,17 @@ def test_many_runs_stay_under_the_limit(tmp_path: Path):
         folder = write_run(tmp_path / "runs" / f"run-{index}")
         if index < 3:
             rows = train_rows(count=3000, per_epoch=1000)
-            (folder / "log.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-            )
+            (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         else:
             (folder / "log.jsonl").unlink()
     page = report(tmp_path / "runs", tmp_path / "report.html")
     assert page.stat().st_size < 1_500_000
-    assert "Not told in full: run-8, run-9." in page.read_text(
-        encoding="utf-8"
-    )  # in the order of their names
+    assert "Not told in full: run-8, run-9." in page.read_text(encoding="utf-8")  # in the order of their names
 
 
 def test_a_bare_comparison_is_enough(tmp_path: Path):
     file = tmp_path / "comparison.json"
-    file.write_text(
-        json.dumps({"base": "base", "rows": [{"name": "base", "runtime": "torch"}, *rows_of()[3:]]})
-    )
+    file.write_text(json.dumps({"base": "base", "rows": [{"name": "base", "runtime": "torch"}, *rows_of()[3:]]}))
     text = report(file, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "How it was made" not in text and "Where the bytes" not in text and "90.90" in text
     alone = tmp_path / "alone.json"
@@ -458,9 +443,7 @@ def test_picture(tmp_path: Path):
     assert picture([folder], tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(NiwakiError, match=r"picture\.jpeg"):
         picture(folder, tmp_path / "picture.jpeg")
-    (folder / "measurement.json").write_text(
-        json.dumps({"base": "b", "rows": [{"name": "b", "runtime": "torch"}]})
-    )
+    (folder / "measurement.json").write_text(json.dumps({"base": "b", "rows": [{"name": "b", "runtime": "torch"}]}))
     with pytest.raises(NiwakiError, match="both a latency and a quality"):
         picture(folder, tmp_path / "picture.svg")
 
@@ -482,9 +465,7 @@ def test_card(tmp_path: Path):
     assert re.search(r"- distill: Hinton.*2015", text)
     assert "\n\n\n" not in text
     given = card(folder, credits={"drop": ["A paper."], "unused": ["Another."]}).read_text(encoding="utf-8")
-    assert (
-        given.split("## Credits")[1].strip().splitlines()[-1] == "- drop: A paper." and "Hinton" not in given
-    )
+    assert given.split("## Credits")[1].strip().splitlines()[-1] == "- drop: A paper." and "Hinton" not in given
 
 
 def test_card_is_read_by_the_hub_and_names_no_path_of_this_machine(tmp_path: Path):

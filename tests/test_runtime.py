@@ -177,9 +177,7 @@ def test_a_worker_killed_at_work_is_an_error_that_names_the_signal(table):
     pytest.importorskip("onnxruntime")
     with open_worker(table, "onnxruntime", threads=1) as worker:
         os.kill(worker.process.pid, signal.SIGFPE)
-        with pytest.raises(
-            NiwakiError, match=r"table\.onnx: the onnxruntime process was killed by SIGFPE"
-        ) as caught:
+        with pytest.raises(NiwakiError, match=r"table\.onnx: the onnxruntime process was killed by SIGFPE") as caught:
             worker.run([BATCH])
     assert "running a batch" in str(caught.value)
 

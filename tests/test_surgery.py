@@ -62,8 +62,12 @@ def test_removed_units_were_the_only_change(family: str, tiny_model: Models, bat
 def test_kept_layers_are_the_named_ones(family: str, tiny_model: Models, batch: dict[str, Tensor]) -> None:
     whole = tiny_model(family, layers=3)
     seen: list[Tensor] = []
-    handle = anatomy_of(whole).layers[0].module.register_forward_hook(
-        lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    handle = (
+        anatomy_of(whole)
+        .layers[0]
+        .module.register_forward_hook(
+            lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+        )
     )
     logits(whole, batch)
     handle.remove()

@@ -119,9 +119,7 @@ def test_a_tsv_may_have_bare_quotes(tmp_path: Path) -> None:
 
 def test_json_lines_may_hold_unicode_line_separators(tmp_path: Path) -> None:
     file = tmp_path / "dev.jsonl"
-    file.write_text(
-        '{"text": "a\u2028b", "label": 1}\n\n{"text": "c", "label": 0}\r\n', encoding="utf-8", newline=""
-    )
+    file.write_text('{"text": "a\u2028b", "label": 1}\n\n{"text": "c", "label": 0}\r\n', encoding="utf-8", newline="")
     assert read(file).validation.texts == ["a\u2028b", "c"]
     file = tmp_path / "valid.json"
     file.write_text('[{"text": "a", "label": 1},\n {"text": "c", "label": 0}]')
@@ -142,9 +140,7 @@ def test_a_lone_file_gives_a_tenth_to_validation(tmp_path: Path) -> None:
     assert again.validation.texts == rows.validation.texts
 
 
-@pytest.mark.parametrize(
-    "name", ["dev.csv", "valid.csv", "val.csv", "Validation.csv", "validation_matched.csv"]
-)
+@pytest.mark.parametrize("name", ["dev.csv", "valid.csv", "val.csv", "Validation.csv", "validation_matched.csv"])
 def test_validation_has_many_names(tmp_path: Path, name: str) -> None:
     write(tmp_path / "train.csv", REVIEWS)
     write(tmp_path / name, REVIEWS[:10])
@@ -167,9 +163,7 @@ def test_a_validation_file_alone_is_for_measuring(tmp_path: Path) -> None:
 
 def test_shards_are_one_split_and_know_their_file(tmp_path: Path) -> None:
     for shard in range(3):
-        write(
-            tmp_path / "data" / f"train-0000{shard}-of-00003.parquet", REVIEWS[shard * 10 : shard * 10 + 10]
-        )
+        write(tmp_path / "data" / f"train-0000{shard}-of-00003.parquet", REVIEWS[shard * 10 : shard * 10 + 10])
     write(tmp_path / "data" / "validation-00000-of-00001.parquet", REVIEWS[:4])
     rows = read(tmp_path)
     assert rows.train and rows.train.texts == [row["text"] for row in REVIEWS[:30]]
@@ -177,9 +171,7 @@ def test_shards_are_one_split_and_know_their_file(tmp_path: Path) -> None:
     assert "train-00002-of-00003.parquet, row 1" in refused(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "rows", [[{"text": "a"}], [{"text": "a", "label": -1}], [{"text": "a", "label": None}]]
-)
+@pytest.mark.parametrize("rows", [[{"text": "a"}], [{"text": "a", "label": -1}], [{"text": "a", "label": None}]])
 def test_a_test_split_without_labels_is_left_out(tmp_path: Path, rows: list[Row]) -> None:
     numbered = [{"text": row["text"], "label": n % 2} for n, row in enumerate(REVIEWS)]
     write(tmp_path / "train.jsonl", numbered)
@@ -237,28 +229,21 @@ def test_columns_are_named(tmp_path: Path) -> None:
     assert split.texts[1] == "t1" and split.pairs is not None and split.pairs[1] == "p1"
     assert read(file, text="t", label="l").validation.pairs is None
     message = refused(file, text="txt", label="l")
-    assert (
-        'no column "txt"' in message and "text, label, t, p, l" in message and 'write: text="text"' in message
-    )
+    assert 'no column "txt"' in message and "text, label, t, p, l" in message and 'write: text="text"' in message
     assert "name one column twice" in refused(file, text="t", label="t")
 
 
 def test_a_choice_between_columns_is_noted(tmp_path: Path) -> None:
     rows = [{"title": "t", "content": f"c{n}", "label": n % 2} for n in range(4)]
     found = read(write(tmp_path / "dev.csv", rows))
-    assert (
-        found.validation.texts[0] == "c0"
-        and 'column "content" was taken as the text, not title' in found.notes[0]
-    )
+    assert found.validation.texts[0] == "c0" and 'column "content" was taken as the text, not title' in found.notes[0]
 
 
 # ---- which number a label gets
 
 
 def labelled(tmp_path: Path, values: list[Any], suffix: str = "jsonl") -> Path:
-    return write(
-        tmp_path / f"dev.{suffix}", [{"text": f"text {n}", "label": v} for n, v in enumerate(values)]
-    )
+    return write(tmp_path / f"dev.{suffix}", [{"text": f"text {n}", "label": v} for n, v in enumerate(values)])
 
 
 @pytest.mark.parametrize(
@@ -273,9 +258,7 @@ def labelled(tmp_path: Path, values: list[Any], suffix: str = "jsonl") -> Path:
         ([" a", "a ", "b"], ("a", "b"), [0, 0, 1]),
     ],
 )
-def test_labels_get_stable_ids(
-    tmp_path: Path, values: list[Any], labels: tuple[str, ...], ids: list[int]
-) -> None:
+def test_labels_get_stable_ids(tmp_path: Path, values: list[Any], labels: tuple[str, ...], ids: list[int]) -> None:
     rows = read(labelled(tmp_path, values))
     assert rows.labels == labels and rows.validation.labels.tolist() == ids
     # A model that was saved with these names finds the same ids in part of the rows.
@@ -315,9 +298,7 @@ def test_reading_numbers_as_ids_is_noted(tmp_path: Path) -> None:
         (["LABEL_0", "LABEL_1"], ["bad", "good"], "bad"),
     ],
 )
-def test_labels_that_a_model_does_not_know(
-    tmp_path: Path, names: list[str], values: list[Any], value: str
-) -> None:
+def test_labels_that_a_model_does_not_know(tmp_path: Path, names: list[str], values: list[Any], value: str) -> None:
     message = refused(labelled(tmp_path, values), names)
     assert f'the label "{value}" is none that the model knows' in message
     assert f"row {[str(v) for v in values].index(value) + 1} (line" in message and names[0] in message
@@ -494,21 +475,16 @@ def test_a_hub_id_with_its_configuration(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.train and found.train.texts == [f"s{n}" for n in range(10)] and found.test is None
     assert "the split extra of nyu-mll/glue:sst2 was left out" in found.notes
     message = refused("nyu-mll/glue")
-    assert (
-        "hub did not give it: Config name is missing." in message and "nyu-mll/glue:CONFIGURATION" in message
-    )
+    assert "hub did not give it: Config name is missing." in message and "nyu-mll/glue:CONFIGURATION" in message
 
 
 def test_a_folder_saved_by_the_datasets_library(tmp_path: Path) -> None:
     library = pytest.importorskip("datasets")
     library.disable_progress_bars()
-    features = library.Features(
-        {"sentence": library.Value("string"), "label": library.ClassLabel(names=["no", "ay"])}
-    )
+    features = library.Features({"sentence": library.Value("string"), "label": library.ClassLabel(names=["no", "ay"])})
     parts = {"train": [0, 1, 1], "validation": [1, 0], "test": [-1]}
     columns = {
-        name: {"sentence": [f"{name} {n}" for n in range(len(ids))], "label": ids}
-        for name, ids in parts.items()
+        name: {"sentence": [f"{name} {n}" for n in range(len(ids))], "label": ids} for name, ids in parts.items()
     }
     splits = {name: library.Dataset.from_dict(column, features=features) for name, column in columns.items()}
     library.DatasetDict(splits).save_to_disk(str(tmp_path))
@@ -553,9 +529,7 @@ def test_cutting_gives_what_the_tokenizer_gives(
         if split.types is not None:
             assert split.types.dtype == np.int8
             assert split.types[split.offsets[n] : split.offsets[n + 1]].tolist() == wanted["token_type_ids"]
-    full = tokenizer(
-        *zip(*[(r["text"], r["text_pair"]) if pairs else (r["text"],) for r in rows], strict=True)
-    )
+    full = tokenizer(*zip(*[(r["text"], r["text_pair"]) if pairs else (r["text"],) for r in rows], strict=True))
     assert split.truncated == sum(len(ids) > max_length for ids in full["input_ids"])
 
 
@@ -727,9 +701,7 @@ def test_another_kind_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch)
 def test_the_loss_is_cross_entropy() -> None:
     task = classify("reviews/")
     logits_BC = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    assert task.loss(logits_BC, torch.tensor([1, 0])).item() == pytest.approx(
-        (math.log(2) + math.log(4 / 3)) / 2
-    )
+    assert task.loss(logits_BC, torch.tensor([1, 0])).item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2)
 
 
 # ---- metrics

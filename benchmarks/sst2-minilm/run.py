@@ -45,7 +45,9 @@ def main() -> None:
     small = compress(base, "encoder-cpu", task, folder / "small", export=EXPORTS).folder
     rows = measured(base, small, task, folder / "peers")
     figures, records = summarize(rows, minutes(small))
-    write_result(CASE, figures, records, {"recipe": (small / "recipe.yaml").read_text(), "data": shown(data_folder() / "sst2")})
+    write_result(
+        CASE, figures, records, {"recipe": (small / "recipe.yaml").read_text(), "data": shown(data_folder() / "sst2")}
+    )
 
 
 def measured(base: Path, small: Path, task: Task, folder: Path) -> list[Measurement]:
@@ -56,7 +58,9 @@ def measured(base: Path, small: Path, task: Task, folder: Path) -> list[Measurem
     subjects += peer_subjects(base, data.train, folder, counted(base, data.evaluation))
     for to, runtime in (("onnx", "onnxruntime"), ("openvino", "openvino")):
         path, parity = artifact_of(small, to, data.evaluation, small / "artifacts")
-        subjects.append(Subject(name="small", runtime=runtime, path=path, parity=parity, **counted(small, data.evaluation)))
+        subjects.append(
+            Subject(name="small", runtime=runtime, path=path, parity=parity, **counted(small, data.evaluation))
+        )
     return measure_subjects(subjects, data.evaluation, task.metric, threads=default_threads(), rounds=12)
 
 

@@ -2,9 +2,9 @@
 
     make bench CASE=training-throughput
 
-The same student, teacher, rows, batch size, optimizer and loss (KL of the logits at temperature 2), in turns, in one process.
-Niwaki's time holds the one pass of the teacher that fills the cache. The teacher is MiniLM with a head that is not trained:
-what it says costs the same.
+The same student, teacher, rows, batch size, optimizer and loss (KL of the logits at temperature 2), in turns, in one
+process. Niwaki's time holds the one pass of the teacher that fills the cache. The teacher is MiniLM with a head that is
+not trained: what it says costs the same.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ def niwaki_speed(
     small = Dataset(rows, data.validation, data.test, data.labels)
     context = Context(task, small, tokenizer, teacher, 0, folder / "workspace", folder / "cache")
     train = Train(
-        together=(Distill(temperature=TEMPERATURE),), epochs=EPOCHS, batch_size=BATCH, learning_rate=RATE, precision="fp32"
+        together=(Distill(temperature=TEMPERATURE),),
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        learning_rate=RATE,
+        precision="fp32",
     )
     begin = time.perf_counter()
     train.run(copy.deepcopy(student), context)

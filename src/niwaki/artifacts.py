@@ -27,9 +27,7 @@ FORMATS: dict[str, tuple[str, Callable[..., Parity]]] = {
 PARITY_ROWS = 64
 
 
-def export(
-    run: str | Path | Any, to: str = "onnx", out: str | Path | None = None, *, task: Task | None = None
-) -> Path:
+def export(run: str | Path | Any, to: str = "onnx", out: str | Path | None = None, *, task: Task | None = None) -> Path:
     """Write an artifact of a model folder and check it against the model on real inputs.
 
     Args:
@@ -46,7 +44,9 @@ def export(
     """
     folder = Path(run)
     if to not in FORMATS:
-        raise NiwakiError(f"there is no export to {to!r}", expected=f"one of {', '.join(FORMATS)}", fix=closest(to, FORMATS))
+        raise NiwakiError(
+            f"there is no export to {to!r}", expected=f"one of {', '.join(FORMATS)}", fix=closest(to, FORMATS)
+        )
     model = load(folder)
     rows = _rows(folder, model, task)
     path = Path(out) if out is not None else folder / "artifacts" / FORMATS[to][0]
@@ -67,9 +67,11 @@ def artifact_of(
     artifacts: Path,
     log: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Return an artifact's file and its parity record, written first where it is not there or came from other weights."""
+    """Return an artifact's file and parity record, written first where it is missing or came from other weights."""
     if to not in FORMATS:
-        raise NiwakiError(f"there is no export to {to!r}", expected=f"one of {', '.join(FORMATS)}", fix=closest(to, FORMATS))
+        raise NiwakiError(
+            f"there is no export to {to!r}", expected=f"one of {', '.join(FORMATS)}", fix=closest(to, FORMATS)
+        )
     path = artifacts / FORMATS[to][0]
     record = _parity_file(path)
     model = load(source)
@@ -130,7 +132,13 @@ def random_rows(model: nn.Module, count: int = PARITY_ROWS, seed: int = 0) -> En
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     pad = int(model.config.pad_token_id or 0)  # type: ignore[union-attr,operator,arg-type]
     return Encoded(
-        name="random", tokens=tokens, types=None, offsets=offsets, labels=np.zeros(count, np.int64), truncated=0, pad=pad
+        name="random",
+        tokens=tokens,
+        types=None,
+        offsets=offsets,
+        labels=np.zeros(count, np.int64),
+        truncated=0,
+        pad=pad,
     )
 
 

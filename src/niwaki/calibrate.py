@@ -1,4 +1,4 @@
-"""Run batches through a model and gather what techniques decide by: ranges, layer influence, importances, teacher outputs."""
+"""Run batches through a model and gather what techniques decide by: ranges and layer influence."""
 
 # B batch, T tokens, D hidden, H heads, N neurons, P tokens that are not padding
 
@@ -38,15 +38,18 @@ def watched(modules: dict[str, nn.Module], see: Callable[[str, Tensor, Tensor], 
             handle.remove()
 
 
-def input_ranges(model: nn.Module, names: Sequence[str], batches: Batches, keep: float = 1.0) -> dict[str, tuple[float, float]]:
+def input_ranges(
+    model: nn.Module, names: Sequence[str], batches: Batches, keep: float = 1.0
+) -> dict[str, tuple[float, float]]:
     """Return (low, high) of each module's input over all tokens that are not padding.
 
     Args:
         model: in any mode; it is run in eval mode without gradients.
         names: dotted module names whose input is (B, T, D) or (B, D).
         batches: padded batches with an attention mask.
-        keep: share of the values of a batch that the range must hold, in (0.5, 1]; 1 is the plain minimum and maximum, below 1
-            both tails are cut evenly. The range over batches is the mean of theirs when `keep` is below 1, else the widest.
+        keep: share of the values of a batch that the range must hold, in (0.5, 1]; 1 is the plain minimum and maximum,
+            below 1 both tails are cut evenly. The range over batches is the mean of theirs when `keep` is below 1, else
+            the widest.
     """
     mask: list[Tensor] = []
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
@@ -70,7 +73,7 @@ def input_ranges(model: nn.Module, names: Sequence[str], batches: Batches, keep:
 
 
 def block_influence(model: nn.Module, batches: Batches) -> list[float]:
-    """Return for each layer 1 - E[cos(h_in, h_out)] over tokens that are not padding: 0 for a layer that changes nothing.
+    """Return for each layer 1 - E[cos(h_in, h_out)] over real tokens: 0 for a layer that changes nothing.
 
     Source: Men et al. 2024, ShortGPT, equation 1.
     """

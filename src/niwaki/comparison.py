@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from niwaki.anatomy import label_names, longest_input
-from niwaki.artifacts import FORMATS, artifact_of
+from niwaki.artifacts import artifact_of
 from niwaki.checkpoint import load, load_tokenizer, weights_hash, write_text
 from niwaki.errors import NiwakiError, closest
 from niwaki.measure import (
@@ -122,9 +123,7 @@ def measure(
     progress: bool = True,
 ) -> Comparison:
     """Measure one model in several runtimes; the first of them is what the others are compared with."""
-    return compare(
-        model, task=task, runtimes=runtimes, threads=threads, quick=quick, seed=seed, progress=progress
-    )
+    return compare(model, task=task, runtimes=runtimes, threads=threads, quick=quick, seed=seed, progress=progress)
 
 
 def _named(sources: Sequence[str]) -> dict[str, str]:
@@ -174,11 +173,22 @@ def as_table(comparison: Comparison) -> str:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("model", "runtime", "size", "latency", "faster", "rows/s", "memory", "quality", "difference (95%)", "changed"):
+    for title in (
+        "model",
+        "runtime",
+        "size",
+        "latency",
+        "faster",
+        "rows/s",
+        "memory",
+        "quality",
+        "difference (95%)",
+        "changed",
+    ):
         table.add_column(title, justify="left" if title in {"model", "runtime"} else "right")
     for row in comparison.rows:
         table.add_row(row.name, row.runtime, *_cells(row))
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(table)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 

@@ -93,9 +93,7 @@ def load(text: str) -> Any:
 
 def dump(data: Any) -> str:
     """Return the data as YAML: keys in their order, innermost mappings and lists on one line."""
-    return yaml.dump(
-        data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
-    )
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
 
 
 def inline(value: Any) -> str:
@@ -104,9 +102,7 @@ def inline(value: Any) -> str:
     >>> inline({"bits": 8, "by": None})
     '{bits: 8, by: null}'
     """
-    text = yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True
-    )
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

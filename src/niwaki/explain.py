@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from niwaki import techniques
 from niwaki.errors import NiwakiError, closest
-from niwaki.recipe import shipped
 from niwaki.parameters import default_of, takes
+from niwaki.recipe import shipped
 from niwaki.technique import Grain, Technique
 from niwaki.train import Train
 
@@ -41,9 +41,7 @@ def explain(name: str | None = None) -> str:
 
 def overview() -> str:
     """Return the first line of everything there is to explain."""
-    steps = {Train.name: first_line(Train)} | {
-        name: first_line(techniques.get(name)) for name in techniques.names()
-    }
+    steps = {Train.name: first_line(Train)} | {name: first_line(techniques.get(name)) for name in techniques.names()}
     recipes = {name: shipped.headline(name) for name in shipped.names()}
     width = max(map(len, [*steps, *recipes]))
     lines = ["Steps of a recipe:", *(f"  {name:<{width}}  {line}" for name, line in steps.items())]

@@ -97,10 +97,7 @@ def _noun(annotation: Any, origin: Any, arguments: tuple[Any, ...]) -> str:
 def _range(metadata: Iterable[Any]) -> str:
     """Return the bounds in words, with a comma before them."""
     bounds = {
-        key: getattr(item, key)
-        for item in metadata
-        for key, _ in _BOUNDS
-        if getattr(item, key, None) is not None
+        key: getattr(item, key) for item in metadata for key, _ in _BOUNDS if getattr(item, key, None) is not None
     }
     parts = [f"{word} {bounds[key]}" for key, word in _BOUNDS if key in bounds]
     lengths = [item.min_length for item in metadata if getattr(item, "min_length", None)]

@@ -104,9 +104,7 @@ def compress(
         Path(out), base, recipe, task, seed=seed, export=export, threads=threads, progress=progress, new_head=False
     )
     if measure and not _is_measured(run, tuple(runtimes or installed())):
-        compare(
-            _folder_of(base), run, task=task, runtimes=runtimes, threads=threads, seed=seed, progress=progress
-        )
+        compare(_folder_of(base), run, task=task, runtimes=runtimes, threads=threads, seed=seed, progress=progress)
     if measure:
         card(run.folder)
     return run
@@ -193,7 +191,13 @@ def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path)
             save(current, aside)
             write_text(aside / "key.json", json.dumps({"key": key}))
         shutil.rmtree(workspace)
-        log({"event": "step-end", "seconds": round(time.monotonic() - begin, 2), "parameters": count_parameters(current)})
+        log(
+            {
+                "event": "step-end",
+                "seconds": round(time.monotonic() - begin, 2),
+                "parameters": count_parameters(current),
+            }
+        )
     return current
 
 
@@ -248,7 +252,9 @@ def _refuse_other_content(folder: Path) -> None:
         raise NiwakiError(f"{folder} is a file", expected="a folder for the run", fix=f"--out {folder}-run")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "base.json").is_file():
         raise NiwakiError(
-            f"{folder} holds other files", expected="an empty folder, or a run to go on with", fix=f"--out {folder}/small"
+            f"{folder} holds other files",
+            expected="an empty folder, or a run to go on with",
+            fix=f"--out {folder}/small",
         )
 
 

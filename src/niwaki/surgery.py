@@ -1,8 +1,8 @@
 """The edits that change a model for good, and the journal that writes them down.
 
 Techniques decide; surgery does; the journal remembers. Every edit is one function that changes the model in place,
-appends one JSON record to the model's journal, and works on empty (meta) tensors too: `niwaki.checkpoint` loads a model by
-replaying its journal on a base without weights.
+appends one JSON record to the model's journal, and works on empty (meta) tensors too: `niwaki.checkpoint` loads a model
+by replaying its journal on a base without weights.
 """
 
 # B batch, T tokens, D hidden, H heads, N neurons, O outputs, I inputs

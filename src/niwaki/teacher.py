@@ -1,7 +1,7 @@
 """A teacher's outputs on the training rows, computed once and kept on disk, memory-mapped.
 
-Files are keyed by the hashes of teacher and rows, so that runs share them and a changed teacher never meets old outputs.
-States are kept in half precision, one row a token that is not padding.
+Files are keyed by the hashes of teacher and rows, so that runs share them and a changed teacher never meets old
+outputs. States are kept in half precision, one row a token that is not padding.
 """
 
 # B batch, T tokens, D hidden, C classes, P tokens that are not padding
@@ -83,7 +83,9 @@ def teacher_outputs(
     return TeacherOutputs(folder, rows, names)
 
 
-def _compute(teacher: nn.Module, rows: Encoded, names: Sequence[str], folder: Path, batch_size: int, progress: bool) -> None:
+def _compute(
+    teacher: nn.Module, rows: Encoded, names: Sequence[str], folder: Path, batch_size: int, progress: bool
+) -> None:
     """Run the teacher over all rows, in batches of like length, and write each array aside."""
     from rich.console import Console
     from rich.progress import track
@@ -94,7 +96,10 @@ def _compute(teacher: nn.Module, rows: Encoded, names: Sequence[str], folder: Pa
     arrays: dict[str, Any] = {}
     seen: dict[str, Tensor] = {}
     teacher.eval()
-    with torch.inference_mode(), watched(_watched_modules(teacher, names), lambda name, _, output: seen.update({name: _first(output)})):
+    with (
+        torch.inference_mode(),
+        watched(_watched_modules(teacher, names), lambda name, _, output: seen.update({name: _first(output)})),
+    ):
         for start in track(starts, "teacher", console=Console(stderr=True), disable=not progress):
             indices = order[start : start + batch_size]
             batch = rows.batch(indices)

@@ -20,10 +20,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.artifacts import FORMATS, examples_of, write_artifact
 from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, weights_hash
 from niwaki.errors import NiwakiError
-from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.recipe import Recipe
 from niwaki.surgery import journal_of
 from niwaki.task import Task

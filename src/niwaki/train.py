@@ -1,7 +1,7 @@
 """`Train`, the one training loop: a model and its companions learn together.
 
-Hugging Face Accelerate lies underneath (mixed precision, several processes, checkpoints). Model and companions train inside one
-joint module. All scaffolding goes up before the optimizer is made and comes down after it is gone.
+Hugging Face Accelerate lies underneath (mixed precision, several processes, checkpoints). Model and companions train
+inside one joint module. All scaffolding goes up before the optimizer is made and comes down after it is gone.
 """
 
 # B batch, T tokens, C classes
@@ -33,8 +33,8 @@ LOG_EVERY = 25
 class Train(Parameters):
     """Train the model on the task, with techniques that work together.
 
-    Batches are drawn from buckets of like length, so that little of a batch is padding. An interrupted training goes on from its
-    last checkpoint and ends with the weights it would have had.
+    Batches are drawn from buckets of like length, so that little of a batch is padding. An interrupted training goes on
+    from its last checkpoint and ends with the weights it would have had.
 
     Args:
         together: techniques that accompany the training, from coarse to fine.
@@ -44,8 +44,8 @@ class Train(Parameters):
         warmup: share of the steps in which the rate rises, in [0, 1). It then falls in a line to 0.
         weight_decay: of the matrices; norms and biases have none.
         gradient_clip: greatest norm of the gradient; 0 is no clipping.
-        best: keep the weights of the best epoch on the selection rows instead of the last. The rows come from the validation
-            split where there is a test split, else they are held out of the training rows.
+        best: keep the weights of the best epoch on the selection rows instead of the last. The rows come from the
+            validation split where there is a test split, else they are held out of the training rows.
         precision: "auto" takes bf16 where the CPU or GPU has it in hardware.
         checkpoint_seconds: time between two checkpoints.
 
@@ -137,7 +137,7 @@ class Place:
 
 
 def length_bucketed(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, buckets: int = 64) -> list[np.ndarray]:
-    """Return the batches of one epoch: shuffled rows, sorted by length inside chunks of `buckets` batches, batches shuffled.
+    """Return one epoch's batches: rows shuffled, sorted by length in chunks of `buckets` batches, batches shuffled.
 
     Every row stands in exactly one batch, and the order depends on `seed` and `epoch` alone.
     """
@@ -169,7 +169,9 @@ def predict(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray
         for start in range(0, len(order), batch_size):
             batch = rows.batch(order[start : start + batch_size])
             batch.pop("labels")
-            parts.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy())
+            parts.append(
+                model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy()
+            )
     model.train(was_training)
     logits = np.concatenate(parts)
     result = np.empty_like(logits)

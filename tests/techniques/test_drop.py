@@ -28,7 +28,9 @@ from niwaki.testing import fresh, make_context
         (Drop(keep_layers=(0, 4)), [0, 4]),
     ],
 )
-def test_positions(drop: Drop, kept: list[int], saved_base: Callable[..., Path], toy_task: Task, tmp_path: Path) -> None:
+def test_positions(
+    drop: Drop, kept: list[int], saved_base: Callable[..., Path], toy_task: Task, tmp_path: Path
+) -> None:
     context = make_context(saved_base("bert", layers=6), toy_task, tmp_path)
     model = drop.apply(fresh(context), context)
     assert journal_of(model)[-1] == {"edit": "keep_layers", "layers": kept}

@@ -161,9 +161,7 @@ def listed(words: list[str]) -> tuple[str, ...]:
 
 def tell_misses(budget: Budget, comparison: Any) -> bool:
     """Print to stderr what each model misses, and say whether any does."""
-    missed = {
-        name: misses for name, misses in budget.judge(comparison.rows, comparison.base).items() if misses
-    }
+    missed = {name: misses for name, misses in budget.judge(comparison.rows, comparison.base).items() if misses}
     for name, misses in missed.items():
         for miss in misses:
             typer.secho(f"budget missed: {name}: {miss}", fg=typer.colors.RED, err=True)

@@ -14,9 +14,7 @@ Base = Annotated[str, typer.Argument(help="The model to start from: a folder or 
 Kind = Annotated[str, typer.Option("--task", help="The kind of task.")]
 Data = Annotated[
     str,
-    typer.Option(
-        "--data", help="A folder with train, validation and perhaps test files, one file, or a hub data set."
-    ),
+    typer.Option("--data", help="A folder with train, validation and perhaps test files, one file, or a hub data set."),
 ]
 Text = Annotated[str | None, typer.Option("--text", help="Column of the text; found when not named.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text, for pairs.")]
@@ -30,13 +28,11 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
 Runtimes = Annotated[
     list[str] | None,
-    typer.Option("--runtimes", help="Of torch, onnxruntime, openvino; commas between. Else all that are installed."),
+    typer.Option("--runtimes", help="Of torch, onnxruntime, openvino; commas between. Else all."),
 ]
 Bounds = Annotated[
     str | None,
-    typer.Option(
-        "--budget", help='Bounds to hold: "size=10MB latency=2ms memory=500MB quality=-1pt" (or 97%).'
-    ),
+    typer.Option("--budget", help='Bounds to hold: "size=10MB latency=2ms memory=500MB quality=-1pt" (or 97%).'),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: a first look, not a result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and all else to stderr.")]

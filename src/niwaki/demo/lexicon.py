@@ -29,8 +29,7 @@ SHARED = {
     "very": "truly | utterly | simply | absolutely | really || thoroughly | downright",
     "person": "my brother | my sister | my neighbour | a colleague | my husband | an old friend"
     " || my cousin | my boss | my flatmate",
-    "people": "the critics | most people | my friends | other reviewers || some of my colleagues"
-    " | people online",
+    "people": "the critics | most people | my friends | other reviewers || some of my colleagues | people online",
 }
 
 # Words of one kind of thing. "be" is "was" where a review looks back at one visit.
@@ -53,10 +52,8 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         " || stirring | captivating | touching",
         "bad trait": "dull | tedious | predictable | clumsy | lifeless | pretentious | boring"
         " | forgettable || contrived | trite | laboured",
-        "good noun": "a masterpiece | a triumph | a gem | a joy | a treat | a delight || a knockout"
-        " | a little miracle",
-        "bad noun": "a mess | a disaster | a bore | a chore | a dud | a waste of time || a fiasco"
-        " | a shambles",
+        "good noun": "a masterpiece | a triumph | a gem | a joy | a treat | a delight || a knockout | a little miracle",
+        "bad noun": "a mess | a disaster | a bore | a chore | a dud | a waste of time || a fiasco | a shambles",
         "good claim": "it comes alive from the first scene | it never loses its grip"
         " | every scene earns its place | it never puts a foot wrong || it stays with you for days"
         " | everything in it rings true",
@@ -90,8 +87,7 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         " | subtle | appetising || flavourful | mouth-watering | well cooked",
         "bad trait": "bland | greasy | stale | overpriced | tasteless | overcooked | soggy | stingy"
         " | unappetising || burnt | watery | tough",
-        "good noun": "a feast | a treat | a delight | a triumph | a joy | a bargain || a revelation"
-        " | a knockout",
+        "good noun": "a feast | a treat | a delight | a triumph | a joy | a bargain || a revelation | a knockout",
         "bad noun": "a disaster | a letdown | an ordeal | a rip-off | a waste of money | a disgrace"
         " || a fiasco | a sham",
         "good claim": "every dish was a pleasure | the kitchen never put a foot wrong"
@@ -124,8 +120,7 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         " | dependable || smooth | robust | handy",
         "bad trait": "sluggish | flimsy | unreliable | clunky | awkward | fragile | slow | buggy || faulty"
         " | cumbersome | glitchy",
-        "good noun": "a gem | a bargain | a marvel | a winner | a joy to use | a treat || a success"
-        " | a wonder",
+        "good noun": "a gem | a bargain | a marvel | a winner | a joy to use | a treat || a success | a wonder",
         "bad noun": "a dud | a disaster | a letdown | a waste of money | a pain to use | a piece of junk"
         " || a failure | a flop",
         "good claim": "it never lets you down | it does everything it promises | it was worth every penny"
@@ -150,20 +145,16 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         "has": "had",
         "can hardly be": "could hardly have been",
         "make": "made",
-        "visit": "I stayed there in May | I spent a weekend there | I booked five nights"
-        " || I was there over Easter",
+        "visit": "I stayed there in May | I spent a weekend there | I booked five nights || I was there over Easter",
         "have met": "have slept in",
         "a while": "an hour | the first evening || an afternoon",
-        "aspect": "breakfast | pool | lobby | service | view | bed | location || hotel bar | bathroom"
-        " | garden",
+        "aspect": "breakfast | pool | lobby | service | view | bed | location || hotel bar | bathroom | garden",
         "good trait": "comfortable | spotless | cosy | welcoming | quiet | spacious | relaxing | charming"
         " || peaceful | airy | homely",
         "bad trait": "cramped | grubby | noisy | shabby | dingy | filthy | uncomfortable | gloomy"
         " || draughty | smelly | dated",
-        "good noun": "a gem | a haven | a find | a treat | a delight | a dream || a little paradise"
-        " | an oasis",
-        "bad noun": "a dump | a nightmare | a rip-off | a disaster | a letdown | a disgrace || a hovel"
-        " | a mistake",
+        "good noun": "a gem | a haven | a find | a treat | a delight | a dream || a little paradise | an oasis",
+        "bad noun": "a dump | a nightmare | a rip-off | a disaster | a letdown | a disgrace || a hovel | a mistake",
         "good claim": "it felt like home at once | nothing was too much trouble | it was worth every penny"
         " | every detail had been thought of | it could not have been cleaner"
         " || the staff could not do enough for me | every corner sparkled",
@@ -198,8 +189,7 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         " || contrived | wooden | long-winded",
         "good noun": "a masterpiece | a triumph | a gem | a joy | a treat | a classic | a tour de force"
         " || a wonder | a page-turner",
-        "bad noun": "a mess | a slog | a bore | a disappointment | a chore | a dud || a muddle"
-        " | a waste of paper",
+        "bad noun": "a mess | a slog | a bore | a disappointment | a chore | a dud || a muddle | a waste of paper",
         "good claim": "every page is a pleasure | it grips from the first line | it never loses its way"
         " | every sentence earns its place || it stays with you for weeks | the people in it truly live",
         "bad claim": "every page is an effort | it goes nowhere | it loses its way by chapter two"

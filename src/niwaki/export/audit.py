@@ -53,11 +53,11 @@ def audit(model: nn.Module, found: Weights, place: str) -> None:
         if rows - unfound:
             missing.append(name)
         unfound -= rows
-    missing += [
-        name for name, table in _word_tables(model) if table.weight.numpy().tobytes() not in found.tables
-    ]
+    missing += [name for name, table in _word_tables(model) if table.weight.numpy().tobytes() not in found.tables]
     if missing or unfound:
-        what = f"{', '.join(missing)} not found as integers" if missing else f"{unfound.total()} rows of integers too many"
+        what = (
+            f"{', '.join(missing)} not found as integers" if missing else f"{unfound.total()} rows of integers too many"
+        )
         raise NiwakiError(
             f"the artifact does not hold the model's integers: {what}",
             expected="every quantized layer as int8 in the file",

@@ -1,8 +1,8 @@
 """Write a prepared model as ONNX, with the integer operators ONNX Runtime has its fast kernels for.
 
-`DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul -> Add` is what ONNX Runtime turns, when it loads the file, into one
-node with scale and bias (`DynamicQuantizeMatMul`, or `MatMulIntegerToFloat` where products share an input). The file
-itself holds standard operators only.
+`DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul -> Add` is what ONNX Runtime turns, when it loads the file, into
+one node with scale and bias (`DynamicQuantizeMatMul`, or `MatMulIntegerToFloat` where products share an input). The
+file itself holds standard operators only.
 """
 
 # I inputs, O outputs
@@ -31,7 +31,8 @@ def write_onnx(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> No
 
     Args:
         prepared: from the inputs of `sample`, in their order, to logits (B, C).
-        sample: 2 rows or more, at least one of them padded: a size of 1 or a mask of ones would be taken for a constant.
+        sample: 2 rows or more, at least one of them padded: a size of 1 or a mask of ones would be taken for a
+            constant.
         path: the .onnx file.
     """
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}

@@ -58,9 +58,7 @@ def _decompositions() -> dict[Any, Any]:
     ) -> Tensor:
         return linear_weight_only(hidden.to(torch.float32), weight_OI, weight_scale_O, bias_O)
 
-    def linear_weight_only(
-        hidden: Tensor, weight_OI: Tensor, weight_scale_O: Tensor, bias_O: Tensor | None
-    ) -> Tensor:
+    def linear_weight_only(hidden: Tensor, weight_OI: Tensor, weight_scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
         wide_OI = weight_OI.to(torch.float32) * weight_scale_O[:, None]
         return nn.functional.linear(hidden, wide_OI, bias_O)
 

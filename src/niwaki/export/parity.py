@@ -1,10 +1,10 @@
 """Compare an artifact with the model it was made from, on real inputs.
 
-Two comparisons, because rounding is not smooth. A model that rounds its activations answers a difference in the last bit
-(another order of summation) with a step of the rounding; on a trained MiniLM in int8, noise of 1e-7 on the embeddings
-moves logits by up to 0.2. So the rewriting for export is checked with rounding switched off, where it must be exact; and
-the file is checked with rounding on, where it may differ from the rewritten model by what rounding itself does to the
-logits, measured on the same inputs.
+Two comparisons, because rounding is not smooth. A model that rounds its activations answers a difference in the last
+bit (another order of summation) with a step of the rounding; on a trained MiniLM in int8, noise of 1e-7 on the
+embeddings moves logits by up to 0.2. So the rewriting for export is checked with rounding switched off, where it must
+be exact; and the file is checked with rounding on, where it may differ from the rewritten model by what rounding itself
+does to the logits, measured on the same inputs.
 """
 
 # N examples, C classes
@@ -63,9 +63,7 @@ def check_rewriting(model: nn.Module, prepared: nn.Module, batches: Batches) -> 
         )
 
 
-def compare(
-    model: nn.Module, prepared: nn.Module, path: Path, runtime: str, batches: Batches, place: str
-) -> Parity:
+def compare(model: nn.Module, prepared: nn.Module, path: Path, runtime: str, batches: Batches, place: str) -> Parity:
     """Run an artifact in a process of its own and compare it with the model.
 
     Args:

@@ -65,9 +65,7 @@ class AsItStands(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Return logits (B, C)."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         return cast(Tensor, self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits)
@@ -84,9 +82,7 @@ class LeanClassifier(nn.Module):
         self.layers = nn.ModuleList(LeanLayer(layer, first_token=layer.index == last) for layer in anatomy.layers)
         self.head = cast("Callable[[Tensor], Tensor]", _Head(model, anatomy.family.name))
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Return logits (B, C)."""
         hidden_BTD = self.embeddings(input_ids, token_type_ids)
         mask_B11T = attention_mask.to(torch.bool)[:, None, None, :]

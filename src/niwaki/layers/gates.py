@@ -1,4 +1,4 @@
-"""Gates on attention heads and feed-forward neurons: a mask that can fall, and the gradient that says what it would cost."""
+"""Gates on heads and neurons: a mask that can fall, and the gradient that says what it would cost."""
 
 # B batch, T tokens, H heads, N neurons, S width of a head
 
@@ -11,10 +11,10 @@ from niwaki.anatomy import Layer, anatomy_of
 
 
 class Gates(nn.Module):
-    """Multiply the units of one kind, in every layer, by a mask in {0, 1}, and gather each unit's first-order importance.
+    """Multiply the units of one kind, in every layer, by a mask of 0 and 1, and gather each unit's importance.
 
-    The importance of a unit is |dL/dg| at g = 1, the first-order change of the loss if the unit went (Michel et al. 2019,
-    equation 2; Molchanov et al. 2017), averaged over steps with weight `memory` on the past.
+    The importance of a unit is |dL/dg| at g = 1, the first-order change of the loss if the unit went (Michel et al.
+    2019, equation 2; Molchanov et al. 2017), averaged over steps with weight `memory` on the past.
 
     Args:
         model: of a known family.
@@ -109,7 +109,10 @@ def choose(importances: list[Tensor], keep: float, even: bool, multiple_of: int 
         layer_of = torch.repeat_interleave(torch.arange(len(importances)), torch.tensor([len(v) for v in importances]))
         best = everything.cpu().argsort(descending=True, stable=True)[:wanted]
         counts = torch.bincount(layer_of[best], minlength=len(importances)).tolist()
-    return [_top(values, _rounded(count, len(values), multiple_of)) for values, count in zip(importances, counts, strict=True)]
+    return [
+        _top(values, _rounded(count, len(values), multiple_of))
+        for values, count in zip(importances, counts, strict=True)
+    ]
 
 
 def _rounded(count: int, total: int, multiple_of: int) -> int:

@@ -122,9 +122,7 @@ class QuantizedLinear(nn.Module):
 
     def multiply(self, quantized: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """Multiply an input already in bytes by the weight, giving floats (..., O)."""
-        return cast(
-            Tensor, torch.ops.niwaki.linear_int8(quantized, scale, zero, self.weight, self.scale, self.bias)
-        )
+        return cast(Tensor, torch.ops.niwaki.linear_int8(quantized, scale, zero, self.weight, self.scale, self.bias))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (..., I) to (..., O), both float32."""

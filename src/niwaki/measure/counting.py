@@ -171,9 +171,7 @@ class _ProductCounter(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Run the function and count it if it multiplies matrices outside a linear."""
         output = function(*args, **(kwargs or {}))
         if self.names and not self.linears:

@@ -220,9 +220,7 @@ def _quality_rows(rows: Encoded, plan: Plan, seed: int) -> npt.NDArray[np.int64]
     return np.sort(np.random.default_rng(seed).choice(len(rows), plan.quality_rows, replace=False))
 
 
-def _predict(
-    worker: Worker, rows: Encoded, chosen: npt.NDArray[np.int64], tick: Tick
-) -> npt.NDArray[np.int64]:
+def _predict(worker: Worker, rows: Encoded, chosen: npt.NDArray[np.int64], tick: Tick) -> npt.NDArray[np.int64]:
     """Return the predicted class ids of the chosen rows.
 
     Artifacts are asked row by row: a dynamically quantized one takes its activation range from the whole
@@ -297,9 +295,7 @@ def _progress(total: int, shown: bool) -> Iterator[Tick]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:<32}"), BarColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=Console(stderr=True), auto_refresh=False, disable=not shown, transient=True
-    ) as bar:
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, disable=not shown, transient=True) as bar:
         task = bar.add_task("measuring", total=total)
 
         def tick(description: str) -> None:

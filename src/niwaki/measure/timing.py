@@ -26,9 +26,7 @@ class Clocked(Protocol):
         ...
 
 
-def draw_rows(
-    lengths: npt.NDArray[np.integer[Any]], rounds: int, count: int, seed: int
-) -> npt.NDArray[np.int64]:
+def draw_rows(lengths: npt.NDArray[np.integer[Any]], rounds: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     """Draw rows (rounds, count) so that every round has the length distribution of the split.
 
     Rows are sorted by length and cut into `count` strata of equal size; a round takes one row of each, in
@@ -73,9 +71,7 @@ def time_in_turns(
     for number, order in enumerate(shuffled_orders(len(workers), len(batches_of_rounds), seed)):
         batches = batches_of_rounds[number]
         for subject in order:
-            seconds_SRI[subject, number] = workers[subject].time(
-                batches, warm=batches[-warm:] if warm else ()
-            )
+            seconds_SRI[subject, number] = workers[subject].time(batches, warm=batches[-warm:] if warm else ())
             tick()
     return seconds_SRI
 
@@ -109,9 +105,7 @@ def pad_rows(rows: Encoded, indices: Sequence[int] | npt.NDArray[np.integer[Any]
     return batch
 
 
-def batches_by_length(
-    rows: Encoded, indices: npt.NDArray[np.integer[Any]], size: int
-) -> list[dict[str, Array]]:
+def batches_by_length(rows: Encoded, indices: npt.NDArray[np.integer[Any]], size: int) -> list[dict[str, Array]]:
     """Cut rows, sorted by length, into padded batches, as a server does that buckets its queue."""
     ordered = indices[np.argsort(rows.lengths[indices], kind="stable")]
     return [pad_rows(rows, ordered[start : start + size]) for start in range(0, len(ordered), size)]

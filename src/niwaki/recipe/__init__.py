@@ -1,7 +1,7 @@
 """`Recipe`: a list of steps, from YAML or Python, its defaults resolved and its order checked when read.
 
-parse.py makes steps of plain data, order.py keeps law 2 (coarse to fine), override.py sets single values, schema.py describes the format to
-editors, shipped.py finds our own.
+parse.py makes steps of plain data, order.py keeps law 2 (coarse to fine), override.py sets single values,
+schema.py describes the format to editors, shipped.py finds our own.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from niwaki import dialect
-from niwaki.recipe import order, override, parse, shipped
 from niwaki.errors import NiwakiError, closest
+from niwaki.recipe import order, override, parse, shipped
 from niwaki.recipe.order import Step
 from niwaki.recipe.schema import schema
 

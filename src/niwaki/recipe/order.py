@@ -22,9 +22,7 @@ def check(steps: Sequence[Step]) -> None:
         NiwakiError: no steps, something that is no step, a technique where it cannot stand, a wrong order.
     """
     if not steps:
-        raise NiwakiError(
-            "a recipe without steps", expected="at least one step", fix="Recipe([Quantize(bits=8)])"
-        )
+        raise NiwakiError("a recipe without steps", expected="at least one step", fix="Recipe([Quantize(bits=8)])")
     for index, step in enumerate(steps):
         place = f"steps[{index}]"
         if isinstance(step, Train):

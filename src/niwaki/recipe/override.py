@@ -33,9 +33,7 @@ def _key(target: Any, part: str, new: bool = False) -> Any:
     if isinstance(target, list):
         if part.isdecimal() and int(part) < len(target):
             return int(part)
-        raise NiwakiError(
-            f"there is no [{part}]", expected=f"a number from 0 to {len(target) - 1}", fix=_EXAMPLE
-        )
+        raise NiwakiError(f"there is no [{part}]", expected=f"a number from 0 to {len(target) - 1}", fix=_EXAMPLE)
     if not isinstance(target, dict):
         raise NiwakiError(f'there is nothing below which "{part}" could stand', fix=_EXAMPLE)
     if part not in target and not new:

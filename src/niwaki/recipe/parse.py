@@ -31,14 +31,10 @@ def steps(data: Any) -> list[Step]:
             raise NiwakiError(f'a recipe has no "{key}"', expected="steps, and nothing beside it", fix=near)
     if not isinstance(data, Mapping) or not data:
         what = "nothing is written" if data is None else f"there is {_kind(data)}"
-        raise NiwakiError(
-            f'{what} where "steps" should stand', expected="a list of steps", fix=f"\n    {_FORM}"
-        )
+        raise NiwakiError(f'{what} where "steps" should stand', expected="a list of steps", fix=f"\n    {_FORM}")
     items = data["steps"]
     if not isinstance(items, (list, tuple)) or not items:
-        raise NiwakiError(
-            f"steps is {_kind(items)}", expected="a list of at least one step", fix=f"\n    {_FORM}"
-        )
+        raise NiwakiError(f"steps is {_kind(items)}", expected="a list of at least one step", fix=f"\n    {_FORM}")
     return [_step(item, f"steps[{index}]") for index, item in enumerate(items)]
 
 
@@ -71,9 +67,7 @@ def _train(parameters: dict[str, Any], place: str) -> Train:
         inner = f"{place}.together[{index}]"
         name, values = _named(item, inner)
         if name == Train.name:
-            raise NiwakiError(
-                "train stands inside train", expected="a technique", fix="a step of its own", place=inner
-            )
+            raise NiwakiError("train stands inside train", expected="a technique", fix="a step of its own", place=inner)
         companions.append(_technique(name, values, inner))
     return _build(Train, Train.name, parameters | {"together": tuple(companions)}, place)
 

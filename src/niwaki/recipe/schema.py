@@ -17,9 +17,7 @@ def schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12), made from the parameters of `Train` and of each technique."""
     found: dict[str, type[BaseModel]] = {name: techniques.get(name) for name in techniques.names()}
     found[Train.name] = Train
-    _, top = models_json_schema(
-        [(model, "validation") for model in found.values()], ref_template="#/$defs/{model}"
-    )
+    _, top = models_json_schema([(model, "validation") for model in found.values()], ref_template="#/$defs/{model}")
     definitions = top.get("$defs", {})
     for model in found.values():
         definitions[model.__name__]["description"] = inspect.getdoc(model) or ""

@@ -54,9 +54,7 @@ def card(run_folder: Place, credits: Mapping[str, Sequence[str]] | None = None) 
         )
     run = read_run(folder)
     if not (run.recipe or run.journal or run.rows):
-        raise NiwakiError(
-            f"{folder} is no run folder", expected="recipe.yaml, journal.jsonl or measurement.json in it"
-        )
+        raise NiwakiError(f"{folder} is no run folder", expected="recipe.yaml, journal.jsonl or measurement.json in it")
     return write(folder / "README.md", card_text(run, credits))
 
 
@@ -97,8 +95,7 @@ def limits(run: RunFolder) -> list[str]:
     else:
         rows = f"{count:,.0f} {f'{split} ' if split else ''}examples" if count else "the examples"
         told.append(
-            f"Its quality was measured on {rows} of {source} and on nothing else;"
-            " on other texts it may lose more."
+            f"Its quality was measured on {rows} of {source} and on nothing else; on other texts it may lose more."
         )
     changed = number(quality, "changed")
     if changed:
@@ -107,9 +104,7 @@ def limits(run: RunFolder) -> list[str]:
             " look at them where single decisions matter."
         )
     if own.get("latency_seconds"):
-        told.append(
-            "Latencies hold for the machine and the lengths of text named here; measure again on yours."
-        )
+        told.append("Latencies hold for the machine and the lengths of text named here; measure again on yours.")
     if any("8 bits" in edit for edit in plain_words(run.journal)):
         told.append(
             "Arithmetic in 8 bits is fast on processors with instructions for it (VNNI, AMX, dot product);"
@@ -141,9 +136,7 @@ def _table(run: RunFolder) -> list[Sequence[str]]:
 def _front_matter(run: RunFolder, used: Sequence[str]) -> str:
     import yaml
 
-    metric = next(
-        (section(row, "quality").get("metric") for row in run.rows if section(row, "quality")), None
-    )
+    metric = next((section(row, "quality").get("metric") for row in run.rows if section(row, "quality")), None)
     kind = str(section(run.origin, "task").get("kind", "text-classification"))
     ends = {".onnx": "onnx", ".xml": "openvino"}
     formats = [name for end, name in ends.items() if any(file.endswith(end) for file in run.artifacts)]
@@ -169,8 +162,4 @@ def is_hub_id(value: Any) -> bool:
     """
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", value):
         return False
-    return (
-        ".." not in value
-        and value.split("/")[0] not in ("runs", "models", "data")
-        and not Path(value).exists()
-    )
+    return ".." not in value and value.split("/")[0] not in ("runs", "models", "data") and not Path(value).exists()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from niwaki.report import drawing, units
 from niwaki.report.folders import Row, number, section
+from niwaki.report.log import kept_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 Curve = list[tuple[float, float]]
 MANY = 60
 """Points from which on a curve is drawn with its mean."""
-
-HEAD = ("time", "step", "event", "note")
-"""What every note has."""
 
 POINTS = 160
 """Points a curve is thinned to; more than a page can show."""
@@ -43,16 +41,12 @@ class Training:
 
 def trainings(log: Sequence[Row], name: str, points: int = POINTS) -> list[Training]:
     """Return each train step of a log with its curves."""
-    steps = dict.fromkeys(
-        str(record.get("step", "train")) for record in log if record.get("event") == "train"
-    )
+    steps = dict.fromkeys(str(record.get("step", "train")) for record in log if record.get("event") == "train")
     told = []
     for index, step in enumerate(steps):
         records = kept_records([record for record in log if str(record.get("step", "train")) == step])
         judged = [
-            record
-            for record in log
-            if record.get("event") == "evaluate" and str(record.get("step", "train")) == step
+            record for record in log if record.get("event") == "evaluate" and str(record.get("step", "train")) == step
         ]
         if len(records) > 1:
             told.append(
@@ -64,68 +58,6 @@ def trainings(log: Sequence[Row], name: str, points: int = POINTS) -> list[Train
                 )
             )
     return told
-
-
-def durations(log: Sequence[Row]) -> list[tuple[str, str]]:
-    """Return (step, time it took) of each step that ended; of a resumed one, all its parts together.
-
-    >>> durations([{"event": "step-begin", "step": "01-train", "time": 5.0},
-    ...            {"event": "step-end", "step": "01-train", "time": 7.5}])
-    [('01-train', '2.50 s')]
-    """
-    begun: dict[str, float] = {}
-    took: dict[str, float] = {}
-    last: tuple[str, float] | None = None
-    for record in log:
-        time, step = number(record, "time"), str(record.get("step", ""))
-        if time is None or not step:
-            continue
-        if record.get("event") == "step-begin":
-            if (
-                step not in begun
-            ):  # another training under the same name, should there be one, is done and past
-                took[step] = 0.0
-            elif last and last[0] == step:  # it was interrupted after its last record
-                took[step] += max(0.0, last[1] - begun[step])
-            begun[step] = time
-        elif record.get("event") == "step-end" and step in begun:
-            took[step] += time - begun.pop(step)
-        last = (step, time)
-    return [(step, units.seconds(value)) for step, value in took.items() if step not in begun]
-
-
-def notes_of(log: Sequence[Row]) -> list[str]:
-    """Return the notes of a log, each once, with the numbers they came with.
-
-    >>> notes_of([{"event": "note", "note": "influence", "values": [0.25, 0.5]}])
-    ['influence: values 0.25, 0.5']
-    """
-    told = []
-    for record in log:
-        if record.get("event") == "note":
-            numbers = [
-                f"{units.words(key)} {_plain(value)}" for key, value in record.items() if key not in HEAD
-            ]
-            told.append(": ".join([str(record.get("note", "")), *([", ".join(numbers)] if numbers else [])]))
-    return list(dict.fromkeys(told))
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def kept_records(records: Sequence[Row]) -> list[Row]:
-    """Return the train records in order; where a training went back, what follows counts."""
-    kept: list[tuple[float, Row]] = []
-    for record in records:
-        step = number(record, "optimizer_step")
-        if record.get("event") == "train" and step is not None:
-            while kept and kept[-1][0] >= step:
-                kept.pop()
-            kept.append((step, record))
-    return [record for _, record in kept]
 
 
 def smoothed(curve: Curve, share: float = 0.04) -> Curve:
@@ -165,9 +97,7 @@ def _draw(records: Sequence[Row], judged: Sequence[Row], name: str, step: str, p
         if (curve := _curve(records, (key,), in_epochs))
     ]
     chosen = [
-        (x, y)
-        for record in judged
-        if (x := number(record, "epoch")) and (y := number(record, "selection")) is not None
+        (x, y) for record in judged if (x := number(record, "epoch")) and (y := number(record, "selection")) is not None
     ]
     if chosen and in_epochs:
         below.insert(0, ("selection", chosen))
@@ -206,10 +136,7 @@ def _losses(records: Sequence[Row], in_epochs: bool) -> list[tuple[str, Curve]]:
 
 
 def _curve(records: Sequence[Row], keys: tuple[str, ...], in_epochs: bool) -> Curve:
-    pairs = (
-        (number(record, "epoch" if in_epochs else "optimizer_step"), number(record, *keys))
-        for record in records
-    )
+    pairs = ((number(record, "epoch" if in_epochs else "optimizer_step"), number(record, *keys)) for record in records)
     return [(x, y) for x, y in pairs if x is not None and y is not None]
 
 
@@ -230,7 +157,7 @@ def _draw_losses(axes: Axes, curves: Sequence[tuple[str, Curve]], points: int) -
         )  # fmt: skip
     axes.set_ylabel("loss")
     if len(curves) > 1:
-        where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+        where: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
         axes.legend(ncols=4, handlelength=1.3, columnspacing=1.4, **where)
 
 
@@ -262,22 +189,12 @@ def _facts(records: Sequence[Row], judged: Sequence[Row]) -> str:
     steps, epoch, loss = number(last, "optimizer_step"), number(last, "epoch"), number(last, "loss")
     if steps is not None:
         planned = number(last, "steps")
-        told.append(
-            f"{steps:,.0f} optimizer steps" + (f" of {planned:,.0f}" if planned and planned != steps else "")
-        )
+        told.append(f"{steps:,.0f} optimizer steps" + (f" of {planned:,.0f}" if planned and planned != steps else ""))
     told += [f"{epoch:.3g} epochs"] if epoch is not None else []
     told += (
-        [f"{number(last, 'examples_per_second'):,.0f} examples a second"]
-        if number(last, "examples_per_second")
-        else []
+        [f"{number(last, 'examples_per_second'):,.0f} examples a second"] if number(last, "examples_per_second") else []
     )
-    told += (
-        [f"loss {number(records[0], 'loss') or 0:.3g} at first, {loss:.3g} at last"]
-        if loss is not None
-        else []
-    )
-    best = max(
-        (value for record in judged if (value := number(record, "selection")) is not None), default=None
-    )
+    told += [f"loss {number(records[0], 'loss') or 0:.3g} at first, {loss:.3g} at last"] if loss is not None else []
+    best = max((value for record in judged if (value := number(record, "selection")) is not None), default=None)
     told += [f"best on the selection rows {best:.2f}"] if best is not None else []
     return ", ".join(told)

@@ -99,9 +99,7 @@ def figure_of(width: float, height: float, padding: float = 0.04) -> Figure:
     return Figure(figsize=(width / 72, height / 72), layout=layout)
 
 
-def inline_svg(
-    figure: Figure, name: str, title: str, description: str, tips: Mapping[str, str] | None = None
-) -> str:
+def inline_svg(figure: Figure, name: str, title: str, description: str, tips: Mapping[str, str] | None = None) -> str:
     """Return a figure as an element for an HTML page.
 
     Args:
@@ -129,9 +127,7 @@ def inline_svg(
 def write_picture(figure: Figure, path: Path, title: str) -> Path:
     """Write a figure as a file of its own, SVG or PNG by its ending."""
     if path.suffix.lower() not in (".svg", ".png"):
-        raise NiwakiError(
-            f"no picture can be written as {path.name}", expected="a name ending in .svg or .png"
-        )
+        raise NiwakiError(f"no picture can be written as {path.name}", expected="a name ending in .svg or .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.writing")
     if path.suffix.lower() == ".png":
@@ -141,9 +137,7 @@ def write_picture(figure: Figure, path: Path, title: str) -> Path:
         box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
         paper = f'<rect width="{box[1]}" height="{box[2]}" rx="8" fill="{PAPER}"/>' if box else ""
         head = f'role="img"><title>{escape(title)}</title>{paper}'
-        aside.write_text(
-            re.sub(r"(<svg[^>]*)>", lambda match: f"{match[1]} {head}", text, count=1), encoding="utf-8"
-        )
+        aside.write_text(re.sub(r"(<svg[^>]*)>", lambda match: f"{match[1]} {head}", text, count=1), encoding="utf-8")
     aside.replace(path)
     return path
 
@@ -151,9 +145,7 @@ def write_picture(figure: Figure, path: Path, title: str) -> Path:
 def _bare_svg(figure: Figure, prefix: str) -> str:
     """Return a figure's `svg` element without prologue, metadata, comments and ids that nothing refers to."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)

@@ -141,9 +141,7 @@ def _measurement(path: Path) -> tuple[str, tuple[Row, ...], Mapping[str, Sequenc
     """Read base name, records and modules of a measurement or a comparison."""
     record = _object(path)
     rows = record.get("rows")
-    whole = (
-        isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and "name" in row for row in rows)
-    )
+    whole = isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and "name" in row for row in rows)
     if not isinstance(rows, list) or not whole:
         raise NiwakiError(
             f"{path} has no measurement records",
@@ -170,9 +168,7 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
 
 def _name(path: Path) -> str:
     # a path like "." has no name of its own
-    return (
-        (path if path.name else path.resolve()).stem if path.is_file() else path.name or path.resolve().name
-    )
+    return (path if path.name else path.resolve()).stem if path.is_file() else path.name or path.resolve().name
 
 
 def _text(path: Path) -> str:

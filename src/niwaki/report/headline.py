@@ -181,9 +181,7 @@ def _evidence(quality: Row) -> str:
     interval, p_value, surely = interval_of(quality), number(quality, "p_value"), significant(quality)
     parts = []
     if interval:
-        parts.append(
-            f"95% interval of the difference {units.points(interval[0])} to {units.points(interval[1])}"
-        )
+        parts.append(f"95% interval of the difference {units.points(interval[0])} to {units.points(interval[1])}")
     if p_value is not None:
         sign = "" if p_value < 0.001 else "= "
         parts.append(f"McNemar p {sign}{units.probability(p_value)}".replace("p <", "p < "))
@@ -196,9 +194,7 @@ def _evidence(quality: Row) -> str:
     if surely:
         return f"{text}: a significant difference"
     allows = (
-        f", though a loss of up to {-interval[0]:.2f} points is not ruled out"
-        if interval and interval[0] < 0
-        else ""
+        f", though a loss of up to {-interval[0]:.2f} points is not ruled out" if interval and interval[0] < 0 else ""
     )
     return f"{text}: not a significant difference{allows}"
 
@@ -223,14 +219,8 @@ def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
     known = [value for value in (size, speed) if value is not None]
     if not known:
         return None, "nothing to compare with"
-    gained = [
-        word for word, value in (("smaller", size), ("faster", speed)) if value is not None and value >= CLOSE
-    ]
-    lost = [
-        word
-        for word, value in (("larger", size), ("slower", speed))
-        if value is not None and value <= 1 / CLOSE
-    ]
+    gained = [word for word, value in (("smaller", size), ("faster", speed)) if value is not None and value >= CLOSE]
+    lost = [word for word, value in (("larger", size), ("slower", speed)) if value is not None and value <= 1 / CLOSE]
     if not gained:
         return False, f"no gain: {' and '.join(lost)}" if lost else "no gain"
     quality = section(row, "quality")
@@ -240,11 +230,7 @@ def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
         return None, f"{text}; quality not compared"
     if surely:
         metric = quality.get("metric", "quality")
-        return (
-            (None, f"{text}, at a cost in {metric}")
-            if difference < 0
-            else (not lost, f"{text}, better {metric}")
-        )
+        return (None, f"{text}, at a cost in {metric}") if difference < 0 else (not lost, f"{text}, better {metric}")
     interval = interval_of(quality)
     if interval is None:
         return None if lost else True, f"{text}, no significant loss"
@@ -269,9 +255,7 @@ def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:
         own, base = number(row, *keys), number(other, *keys)
         times = ratio(base, own)
         if own is not None:
-            tiles.append(
-                (title, write(own), write(base) if base else "", _times(times, *words) if times else "")
-            )
+            tiles.append((title, write(own), write(base) if base else "", _times(times, *words) if times else ""))
     quality = section(row, "quality")
     value, difference = number(quality, "value"), number(quality, "difference")
     if value is not None:

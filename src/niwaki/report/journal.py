@@ -44,9 +44,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences = []
     if any(record.get("edit") == "keep_layers" for record in journal):
         kept = ", ".join(map(str, shape.layers))
-        sentences.append(
-            f"layer{'s' * (len(shape.layers) != 1)} {kept} kept" + (f", of {total}" if total else "")
-        )
+        sentences.append(f"layer{'s' * (len(shape.layers) != 1)} {kept} kept" + (f", of {total}" if total else ""))
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
@@ -58,9 +56,7 @@ def _follow(journal: Sequence[Row], num_layers: int) -> Shape:
     shape = Shape(list(range(num_layers)))
     for record in journal:
         if record.get("edit") == "keep_layers":
-            shape.layers = [
-                shape.layers[index] for index in record.get("layers", []) if index < len(shape.layers)
-            ]
+            shape.layers = [shape.layers[index] for index in record.get("layers", []) if index < len(shape.layers)]
         for edit, part, left in (
             ("narrow_heads", "heads", shape.heads),
             ("narrow_neurons", "neurons", shape.neurons),
@@ -79,9 +75,7 @@ def _widths(shape: Shape, heads: int | None, neurons: int | None) -> list[str]:
     sentences = []
     for text, group in groupby(told, key=lambda layer: told[layer]):
         layers = list(group)
-        sentences.append(
-            f"layer{'s' * (len(layers) > 1)} {units.listed([str(layer) for layer in layers])}: {text}"
-        )
+        sentences.append(f"layer{'s' * (len(layers) > 1)} {units.listed([str(layer) for layer in layers])}: {text}")
     return sentences
 
 
@@ -129,11 +123,6 @@ def _total(config: Row, names: Sequence[str]) -> int | None:
 
 def _layers_named(journal: Sequence[Row]) -> int:
     """Return the least number of layers that the journal makes sense with."""
-    named = [
-        index
-        for record in journal
-        for index in record.get("layers", [])
-        if record.get("edit") == "keep_layers"
-    ]
+    named = [index for record in journal for index in record.get("layers", []) if record.get("edit") == "keep_layers"]
     named += [record["layer"] for record in journal if isinstance(record.get("layer"), int)]
     return max(named, default=-1) + 1

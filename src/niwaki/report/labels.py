@@ -30,9 +30,7 @@ def place_labels(axes: Axes, points: Sequence[Point], labelled: Sequence[int]) -
         )  # fmt: skip
         extent = text.get_window_extent()
         places = list(_places(extent.width, extent.height, point.area**0.5 / 2 + 4))
-        boxes = [
-            (x + left, y + low, x + left + extent.width, y + low + extent.height) for left, low in places
-        ]
+        boxes = [(x + left, y + low, x + left + extent.width, y + low + extent.height) for left, low in places]
         costs = [_cost(box, taken, inside) + 2.0 * index for index, box in enumerate(boxes)]
         chosen = costs.index(min(costs))
         text.set_position(places[chosen])

@@ -10,10 +10,11 @@ from typing import Any
 
 from niwaki.errors import NiwakiError
 from niwaki.report import steps, tables, units, usage
-from niwaki.report.curves import POINTS, Training, durations, notes_of, trainings
+from niwaki.report.curves import POINTS, Training, trainings
 from niwaki.report.folders import Place, RunFolder, number, read_runs, section
 from niwaki.report.headline import Headline, headlines
 from niwaki.report.journal import plain_words
+from niwaki.report.log import durations, notes_of
 from niwaki.report.points import LATENCY, SIZE
 from niwaki.report.scatter import quality_plot
 from niwaki.report.shares import Shares, shares_of
@@ -73,11 +74,7 @@ def contents(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "words": tables.WORDS,
         "groups": groups,
         "notes": tables.notes(groups, runs),
-        "plots": [
-            plot
-            for plot in (quality_plot(runs, LATENCY, "latency"), quality_plot(runs, SIZE, "size"))
-            if plot
-        ],
+        "plots": [plot for plot in (quality_plot(runs, LATENCY, "latency"), quality_plot(runs, SIZE, "size")) if plot],
         "small_print": tables.small_print(rows),
         "chapters": chapters,
         "left_out": [run.name for run in runs[DETAILED:]],

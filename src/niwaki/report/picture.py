@@ -36,9 +36,7 @@ def picture(folders: Place | Sequence[Place], out: Place) -> Path:
     runs = read_runs([folders] if isinstance(folders, str | os.PathLike) else folders)
     points = points_of(runs, LATENCY, label=_long_label, bubbles=True)
     if not points:
-        raise NiwakiError(
-            "no record has both a latency and a quality", expected="runs measured on their task"
-        )
+        raise NiwakiError("no record has both a latency and a quality", expected="runs measured on their task")
     said = [line for run in runs for line in headlines(run)]
     title = _picture_title(said)
     labelled = list(range(len(points))) if len(points) <= MOST_LABELS else _fastest(points)
@@ -62,8 +60,7 @@ def _picture_title(said: Sequence[Headline]) -> str:
     if len(said) != 1:
         return "Quality against latency"
     changes = [
-        f"{change} in {said[0].runtime}" if "latency" in what else change
-        for what, _, _, change in said[0].tiles
+        f"{change} in {said[0].runtime}" if "latency" in what else change for what, _, _, change in said[0].tiles
     ]
     return f"{clipped(said[0].name)}: {', '.join(change for change in changes if change)}"
 
@@ -104,11 +101,7 @@ def _long_label(row: Row) -> str:
 
 
 def _bars(points: Sequence[Point]) -> str:
-    told = (
-        ["95% interval of the difference with the base (upright)"]
-        if any(point.upright for point in points)
-        else []
-    )
+    told = ["95% interval of the difference with the base (upright)"] if any(point.upright for point in points) else []
     told += ["p10 to p90 (across)"] if any(point.across for point in points) else []
     return f"Bars: {' and '.join(told)}." if told else ""
 

@@ -60,15 +60,11 @@ def points_of(
             continue
         ends = [number(row, *keys) for keys in measure.ends]
         across = (ends[0], ends[1]) if len(ends) == 2 and ends[0] and ends[1] else None
-        colour = (
-            drawing.BASE if is_base else drawing.SERIES[names.index(str(row["name"])) % len(drawing.SERIES)]
-        )
+        colour = drawing.BASE if is_base else drawing.SERIES[names.index(str(row["name"])) % len(drawing.SERIES)]
         area = 60 + 1300 * (number(row, "size_bytes") or 0) / largest if bubbles and largest else 46.0
         tip = _tip(row, measure)
         marker = "o" if bubbles else markers[str(row.get("runtime"))]
-        points.append(
-            Point(str(row["name"]), x, y, across, _upright(row, y), label(row), tip, colour, marker, area)
-        )
+        points.append(Point(str(row["name"]), x, y, across, _upright(row, y), label(row), tip, colour, marker, area))
     return points
 
 
@@ -92,8 +88,7 @@ def markers_of(rows: Sequence[tuple[Row, bool]]) -> dict[str, str]:
     runtimes = list(dict.fromkeys(str(row.get("runtime")) for row, _ in rows))
     others = [runtime for runtime in runtimes if runtime not in drawing.MARKERS]
     return drawing.MARKERS | {
-        runtime: drawing.OTHER_MARKERS[index % len(drawing.OTHER_MARKERS)]
-        for index, runtime in enumerate(others)
+        runtime: drawing.OTHER_MARKERS[index % len(drawing.OTHER_MARKERS)] for index, runtime in enumerate(others)
     }
 
 

@@ -89,9 +89,7 @@ def _draw(
     colours = {part: drawing.PARTS[index % len(drawing.PARTS)] for index, part in enumerate(order)}
     with drawing.style():
         figure = drawing.figure_of(620, 36 + 96 * len(panels))
-        for axes, (key, title, write) in zip(
-            figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
-        ):
+        for axes, (key, title, write) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
             _stack(axes, totals[key], colours, write)
             axes.set_title(title, fontsize=10)
         _legend(figure, colours)
@@ -112,9 +110,7 @@ def _stack(
             value = shares.get(part, 0.0)
             if not value:
                 continue
-            axes.barh(
-                place, value, left=left, height=0.66, color=colour, edgecolor=drawing.PAPER, linewidth=1
-            )
+            axes.barh(place, value, left=left, height=0.66, color=colour, edgecolor=drawing.PAPER, linewidth=1)
             if value > 0.1 * longest:
                 axes.text(
                     left + value / 2,
@@ -126,9 +122,7 @@ def _stack(
                     color="#14181d",
                 )
             left += value
-        axes.text(
-            left + 0.012 * longest, place, write(left), ha="left", va="center", fontsize=9, fontweight="bold"
-        )
+        axes.text(left + 0.012 * longest, place, write(left), ha="left", va="center", fontsize=9, fontweight="bold")
     axes.set_yticks(range(len(sides)), [title if len(title) < 22 else f"{title[:21]}…" for title, _ in sides])
     axes.tick_params(axis="y", labelcolor=drawing.INK, length=0)
     axes.set_xlim(0, longest * 1.14)
@@ -142,9 +136,7 @@ def _legend(figure: Any, colours: Mapping[str, str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=part) for part, colour in colours.items()]
-    figure.legend(
-        handles=handles, loc="outside lower left", ncols=5, handlelength=1, handleheight=1, columnspacing=1.4
-    )
+    figure.legend(handles=handles, loc="outside lower left", ncols=5, handlelength=1, handleheight=1, columnspacing=1.4)
 
 
 def _told(side: tuple[str, Mapping[str, float]], write: Callable[[float | None], str]) -> str:

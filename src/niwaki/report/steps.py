@@ -53,9 +53,7 @@ def steps_in_words(recipe: str) -> list[str]:
         inner = [f"{one}{_bracketed(values)}" for one, values in _named(parameters.get("together"))]
         together = f" with {units.listed(inner)}{' together' if len(inner) > 1 else ''}" if inner else ""
         kept = TOLD_OF_TRAIN if name == "train" else parameters
-        own = _settings(
-            {key: value for key, value in parameters.items() if key in kept and key != "together"}
-        )
+        own = _settings({key: value for key, value in parameters.items() if key in kept and key != "together"})
         sentences.append(f"{name}{together}{': ' if own else ''}{own}")
     return sentences
 
@@ -113,9 +111,7 @@ def _named(steps: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _settings(parameters: Mapping[str, Any]) -> str:
     """Write parameters as words; nothing is told of what is not set, or is none of it."""
     return ", ".join(
-        f"{units.words(str(key))} {_value(value)}"
-        for key, value in parameters.items()
-        if value or value == ""
+        f"{units.words(str(key))} {_value(value)}" for key, value in parameters.items() if value or value == ""
     )
 
 

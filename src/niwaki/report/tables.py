@@ -107,15 +107,11 @@ def _line(rows: Sequence[Row], base: str, row: Row) -> Line:
         units.size(number(row, "size_bytes")),
         units.times(ratio(number(peer, "size_bytes"), number(row, "size_bytes"))),
         units.seconds(number(row, "latency_seconds", "median")),
-        units.times(
-            ratio(number(peer, "latency_seconds", "median"), number(row, "latency_seconds", "median"))
-        ),
+        units.times(ratio(number(peer, "latency_seconds", "median"), number(row, "latency_seconds", "median"))),
         units.times(first_ratio(rows, base, row)),
         units.NONE if value is None else f"{value:.2f}",
         units.NONE if is_base and not difference else units.points(difference),
-        units.NONE
-        if interval is None or is_base
-        else f"{units.points(interval[0])} to {units.points(interval[1])}",
+        units.NONE if interval is None or is_base else f"{units.points(interval[0])} to {units.points(interval[1])}",
         units.NONE if is_base else units.probability(number(quality, "p_value")),
         units.NONE if is_base else units.percent(number(quality, "changed")),
         units.NONE if low is None or high is None else _range(units.seconds(low), units.seconds(high)),
@@ -161,10 +157,7 @@ def small_print(rows: Sequence[Row]) -> str:
     device = f"{told('device')} ({sets})" if (sets := told("instruction_sets")) else told("device")
     threads, length = told("threads"), number(section(found[0], "lengths") if found else {}, "mean")
     versions = {
-        name: text
-        for record in found
-        for name, text in section(record, "versions").items()
-        if name != "python"
+        name: text for record in found for name, text in section(record, "versions").items() if name != "python"
     }
     dates = dict.fromkeys(str(record["date"])[:10] for record in found if record.get("date"))
     parts = [

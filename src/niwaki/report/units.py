@@ -124,8 +124,6 @@ def _scaled(value: float | None, scales: tuple[tuple[float, str], ...]) -> str:
         return NONE
     for scale, unit in scales:
         if abs(value) >= scale * 0.9995:
-            return (
-                figures(value / scale) if not unit and value == int(value) else figures(value / scale) + unit
-            )
+            return figures(value / scale) if not unit and value == int(value) else figures(value / scale) + unit
     scale, unit = scales[-1]
     return figures(value / scale) + unit

@@ -74,11 +74,7 @@ def _call(run: RunFolder) -> str:
     """Return the tokenizer's arguments for two texts, or for two pairs where the task has pairs."""
     texts = '["a first text", "a second text"]'
     pairs = f'{texts}, ["its pair", "its pair"]' if section(run.origin, "task").get("text_pair") else texts
-    length = (
-        number(section(run.origin, "task"), "max_length")
-        or number(run.config, "max_position_embeddings")
-        or 512
-    )
+    length = number(section(run.origin, "task"), "max_length") or number(run.config, "max_position_embeddings") or 512
     if run.config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
         length = min(
             length, (number(run.config, "max_position_embeddings") or length) - 2

@@ -66,9 +66,7 @@ class Artifact:
                 expected=f"no inputs but {', '.join(INPUTS)}",
                 place=str(self.path),
             )
-        return {
-            name: self.convert(np.ascontiguousarray(arrays[name], dtype=np.int64)) for name in self.inputs
-        }
+        return {name: self.convert(np.ascontiguousarray(arrays[name], dtype=np.int64)) for name in self.inputs}
 
     def __call__(self, batch: Batch) -> Array:
         """Return the logits (B, C) of a padded batch of integer arrays (B, T)."""
@@ -92,16 +90,12 @@ def open_artifact(path: str | Path, runtime: str, threads: int, precision: str |
     """
     if runtime not in RUNTIMES:
         near = closest(runtime, RUNTIMES)
-        raise NiwakiError(
-            f"there is no runtime {runtime!r}", expected=f"one of {', '.join(RUNTIMES)}", fix=near
-        )
+        raise NiwakiError(f"there is no runtime {runtime!r}", expected=f"one of {', '.join(RUNTIMES)}", fix=near)
     if precision is not None and precision not in PRECISIONS:
         raise NiwakiError(f"precision is {precision!r}", expected="f32, bf16 or none", fix="precision: f32")
     path = Path(path)
     if not path.exists() and runtime != "torch":  # for torch it may be a hub id, and `load` knows
-        raise NiwakiError(
-            f"{path} does not exist", expected=f"an artifact for {runtime}", fix="niwaki export RUN"
-        )
+        raise NiwakiError(f"{path} does not exist", expected=f"an artifact for {runtime}", fix="niwaki export RUN")
     return _OPENERS[runtime](path, threads, PRECISIONS[precision] if precision else None)
 
 
@@ -210,9 +204,7 @@ def _cached(hub_id: str) -> Path:
 
     config = try_to_load_from_cache(hub_id, "config.json")
     if not isinstance(config, str):
-        raise NiwakiError(
-            f"there is no model at {hub_id}", expected="a folder or a hub id that was loaded before"
-        )
+        raise NiwakiError(f"there is no model at {hub_id}", expected="a folder or a hub id that was loaded before")
     return Path(config).parent
 
 

@@ -111,9 +111,7 @@ def _preferred(
     found = [column for column in _known(table, names) if column not in taken]
     if len(found) > 1:
         passed = ", ".join(found[1:])
-        notes.append(
-            f'column "{found[0]}" was taken as the {parameter}, not {passed} (name it with {parameter}="...")'
-        )
+        notes.append(f'column "{found[0]}" was taken as the {parameter}, not {passed} (name it with {parameter}="...")')
     return found[0] if found else None
 
 

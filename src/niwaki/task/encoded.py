@@ -138,9 +138,7 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """Return the sha256, in hexadecimal, of all splits and label names."""
-        splits = [
-            split.fingerprint if split else "none" for split in (self.train, self.validation, self.test)
-        ]
+        splits = [split.fingerprint if split else "none" for split in (self.train, self.validation, self.test)]
         return hashlib.sha256("\n".join([*splits, *self.labels]).encode()).hexdigest()
 
     def selection(self, seed: int) -> tuple[Encoded, Encoded]:
@@ -154,9 +152,7 @@ class Dataset:
             NiwakiError: when there is no train split.
         """
         if self.train is None:
-            raise NiwakiError(
-                "the data have no train split", expected="rows to learn from", fix="add a train.csv"
-            )
+            raise NiwakiError("the data have no train split", expected="rows to learn from", fix="add a train.csv")
         if self.test is not None:
             return self.train, self.validation
         held = stratified_rows(self.train.labels, min(1000, round(0.05 * len(self.train))), seed)

@@ -123,9 +123,7 @@ def _records(
 def _checked(path: Path, records: list[list[str]], lines: list[int]) -> Table:
     """Build the table after checking that the header is sound and each row is as long as it."""
     if not records:
-        raise NiwakiError(
-            "the file holds blank lines only", expected="a header line and rows", place=str(path)
-        )
+        raise NiwakiError("the file holds blank lines only", expected="a header line and rows", place=str(path))
     header, rows = [name.strip() for name in records[0]], records[1:]
     doubled = sorted({name for name in header if header.count(name) > 1})
     if doubled:

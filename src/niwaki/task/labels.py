@@ -118,11 +118,7 @@ def require_labels(column: LabelColumn) -> None:
     rows = [row for row, value in enumerate(column.values) if value is None]
     if not rows:
         return
-    count = (
-        f"{len(rows):,} of {len(column.values):,} labels are missing"
-        if len(rows) > 1
-        else "the label is missing"
-    )
+    count = f"{len(rows):,} of {len(column.values):,} labels are missing" if len(rows) > 1 else "the label is missing"
     raise NiwakiError(
         f'{count} in column "{column.name}"',
         expected="a label in each row",

@@ -74,14 +74,10 @@ def score(metric: str, predictions: np.ndarray, labels: np.ndarray, num_classes:
     """
     if metric not in METRICS:
         meant = closest(metric, METRICS) or "accuracy"
-        raise NiwakiError(
-            f'there is no metric "{metric}"', expected=", ".join(METRICS), fix=f'metric="{meant}"'
-        )
+        raise NiwakiError(f'there is no metric "{metric}"', expected=", ".join(METRICS), fix=f'metric="{meant}"')
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
-        raise ValueError(
-            f"predictions {predictions.shape} and labels {labels.shape} must be one (N,), N above 0"
-        )
+        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must be one (N,), N above 0")
     if num_classes is None:
         num_classes = max(2, int(max(predictions.max(), labels.max())) + 1)
     return METRICS[metric](predictions, labels, num_classes)

@@ -100,9 +100,7 @@ def _of_folder(folder: Path) -> tuple[dict[str, Table], list[str]]:
             place=str(folder),
         )
     notes = [f"{file.name} was left out: its name is not that of a split" for file in strangers]
-    return {
-        split: joined([read_table(file) for file in _one_kind(split, groups[split])]) for split in groups
-    }, notes
+    return {split: joined([read_table(file) for file in _one_kind(split, groups[split])]) for split in groups}, notes
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -162,9 +160,7 @@ def _of_hub(data: str) -> tuple[dict[str, Table], list[str]]:
 def _of_mapping(loaded: Any, source: str) -> tuple[dict[str, Table], list[str]]:
     """Take the splits of a `DatasetDict` by their names."""
     if not isinstance(loaded, Mapping):
-        raise NiwakiError(
-            "this is one split, not a data set with splits", expected="a DatasetDict", place=source
-        )
+        raise NiwakiError("this is one split, not a data set with splits", expected="a DatasetDict", place=source)
     splits: dict[str, Table] = {}
     notes: list[str] = []
     for name in loaded:
@@ -184,9 +180,7 @@ def _of_mapping(loaded: Any, source: str) -> tuple[dict[str, Table], list[str]]:
 
 def _of_split(split: Any, source: str) -> Table:
     """Wrap one split of the `datasets` library, with the names of its classes."""
-    classes = {
-        name: tuple(feature.names) for name, feature in split.features.items() if hasattr(feature, "names")
-    }
+    classes = {name: tuple(feature.names) for name, feature in split.features.items() if hasattr(feature, "names")}
 
     def read(name: str) -> list[Any]:
         return list(split.select_columns([name])[:][name])

@@ -152,9 +152,7 @@ def _class_of(kind: str) -> type[Task]:
     """Import and return the class of a kind."""
     if kind not in KINDS:
         meant = closest(str(kind), KINDS) or next(iter(KINDS))
-        raise NiwakiError(
-            f'there is no task "{kind}"', expected=" or ".join(KINDS), fix=f'Task("{meant}", data="...")'
-        )
+        raise NiwakiError(f'there is no task "{kind}"', expected=" or ".join(KINDS), fix=f'Task("{meant}", data="...")')
     module, name = KINDS[kind].split(":")
     found: type[Task] = getattr(importlib.import_module(module), name)
     return found

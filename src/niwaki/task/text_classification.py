@@ -222,17 +222,13 @@ def _arrange(splits: dict[str, TextRows], notes: list[str]) -> None:
 def _remarks(splits: dict[str, TextRows], names: tuple[str, ...]) -> list[str]:
     """Return notes on splits that make numbers easy to misread."""
     notes = []
-    for some, other in zip(
-        sorted(names, key=str.casefold), sorted(names, key=str.casefold)[1:], strict=False
-    ):
+    for some, other in zip(sorted(names, key=str.casefold), sorted(names, key=str.casefold)[1:], strict=False):
         if some.casefold() == other.casefold():
             notes.append(f'"{some}" and "{other}" were read as two classes')
     for split in splits.values():
         present = len(np.unique(split.labels))
         if present == 1:
-            notes.append(
-                f'all {split.name} labels are "{names[int(split.labels[0])]}"; f1 and mcc say little'
-            )
+            notes.append(f'all {split.name} labels are "{names[int(split.labels[0])]}"; f1 and mcc say little')
         elif present < len(names):
             notes.append(f"{len(names) - present} of {len(names)} classes do not occur in {split.name}")
     if "train" in splits:
@@ -240,9 +236,7 @@ def _remarks(splits: dict[str, TextRows], names: tuple[str, ...]) -> list[str]:
         for split in (splits[name] for name in ("validation", "test") if name in splits):
             if known := sum(key in seen for key in _keys(split)):
                 share = 100 * known / len(split)
-                notes.append(
-                    f"{known:,} of {len(split):,} {split.name} texts ({share:.1f}%) are in train too"
-                )
+                notes.append(f"{known:,} of {len(split):,} {split.name} texts ({share:.1f}%) are in train too")
     return notes
 
 

@@ -26,10 +26,12 @@ class Distill(Technique):
     logits: T^2 KL(softmax(z_teacher / T) || softmax(z_student / T));
     hidden: mean over matched layers of |W h_student - h_teacher|^2 / var(h_teacher) at each token, with a learnt W that
     starts as the identity and is gone afterwards;
-    relations: KL between softmax(A A^T / sqrt(d)) of teacher and student for A the queries, keys and values of the last layer,
+    relations: KL between softmax(A A^T / sqrt(d)) of teacher and student for A the queries, keys and values of the last
+        layer,
     which asks for no map of layers and no equal widths; and labels, the task's own loss.
 
-    The teacher runs over the training rows once. Its outputs are kept on disk and memory-mapped, so that no epoch runs it again.
+    The teacher runs over the training rows once. Its outputs are kept on disk and memory-mapped, so that no epoch runs
+    it again.
 
     Args:
         teacher: folder or hub id; by default the base as it was handed in. It reads the same tokens.
@@ -38,7 +40,8 @@ class Distill(Technique):
         hidden: weight of the hidden states' loss; 0 leaves it out. 0.5 to 10.
         relations: weight of the relations' loss; 0 leaves it out. 1.
         labels: weight of the task's own loss. 0 to 1.
-        hidden_layers: "uniform" matches student layer i with teacher layer i L_teacher / L_student; "last" the last ones only.
+        hidden_layers: "uniform" matches student layer i with teacher layer i L_teacher / L_student; "last" the last
+            ones only.
         relation_heads: number of parts the states are split into; by default the teacher's number of attention heads.
         relation_layer: teacher layer of the relations, from 1; by default its last.
 
@@ -109,7 +112,9 @@ class Distill(Technique):
             )
         theirs, ours = (list(dict(m.config.id2label).values()) for m in (teacher, model))  # type: ignore[arg-type,union-attr]
         if theirs != ours:
-            raise NiwakiError(f"teacher {self.teacher} has labels {theirs}", expected=f"{ours}, in this order", place="distill")
+            raise NiwakiError(
+                f"teacher {self.teacher} has labels {theirs}", expected=f"{ours}, in this order", place="distill"
+            )
         return teacher
 
 

@@ -17,8 +17,9 @@ from niwaki.technique import Context, Grain, Technique
 class Drop(Technique):
     """Keep whole layers and remove the others; what is left is as regular as the model was.
 
-    At batch 1 and short inputs nothing pays more: half the layers are close to half the time, in every runtime and data type.
-    A model that lost layers wants training after it; with distillation from the whole model it gets most of its quality back.
+    At batch 1 and short inputs nothing pays more: half the layers are close to half the time, in every runtime and data
+    type. A model that lost layers wants training after it; with distillation from the whole model it gets most of its
+    quality back.
 
     Args:
         keep_layers: how many layers stay (then `by` chooses them), or which ones: indices from 0, ascending.
@@ -32,8 +33,9 @@ class Drop(Technique):
     Composes with: everything; stands first, before units, weights and bits are cut.
 
     References:
-        Sajjad et al. 2023, On the Effect of Dropping Layers of Pre-trained Transformer Models (first, last, every other).
-        Men et al. 2024, ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, equation 1 (influence).
+        Sajjad et al. 2023, On the Effect of Dropping Layers of Pre-trained Transformer Models (first, last, every
+        other). Men et al. 2024, ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, equation
+        1 (influence).
 
     Example:
         >>> Drop(keep_layers=3).by
@@ -49,7 +51,11 @@ class Drop(Technique):
     @field_validator("keep_layers")
     @classmethod
     def _at_least_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        good = value >= 1 if isinstance(value, int) else bool(value) and list(value) == sorted(set(value)) and value[0] >= 0
+        good = (
+            value >= 1
+            if isinstance(value, int)
+            else bool(value) and list(value) == sorted(set(value)) and value[0] >= 0
+        )
         if not good:
             raise ValueError("keep_layers is a number of layers from 1, or a list of indices from 0, ascending")
         return value

@@ -18,11 +18,11 @@ from niwaki.technique import Companion, Context, Grain, Technique
 
 
 class Prune(Technique):
-    """Remove whole attention heads and feed-forward neurons: the matrices become smaller, so every runtime becomes faster.
+    """Remove whole attention heads and feed-forward neurons: smaller matrices, faster in every runtime.
 
-    Each unit u gets a gate g_u = 1 in the forward pass. Its importance is |dL/dg_u|, the first-order change of the loss L if the
-    unit went. The least important units go: at once as a step, or little by little inside `train`, where the rest learns to do
-    without them (share removed at progress p: 1 - (1 - s)^3 with s = (p - begin) / (end - begin)).
+    Each unit u gets a gate g_u = 1 in the forward pass. Its importance is |dL/dg_u|, the first-order change of the loss
+    L if the unit went. The least important units go: at once as a step, or little by little inside `train`, where the
+    rest learns to do without them (share removed at progress p: 1 - (1 - s)^3 with s = (p - begin) / (end - begin)).
 
     Args:
         keep_heads: share of attention heads that stays, in (0, 1].
@@ -39,8 +39,8 @@ class Prune(Technique):
 
     References:
         Michel, Levy and Neubig 2019, Are Sixteen Heads Really Better than One?, equation 2 (importance of heads).
-        Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference, equation 7 (first order).
-        Zhu and Gupta 2017, To Prune, or Not to Prune, equation 1 (cubic schedule).
+        Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference, equation 7 (first
+        order). Zhu and Gupta 2017, To Prune, or Not to Prune, equation 1 (cubic schedule).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads

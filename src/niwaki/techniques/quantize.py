@@ -16,17 +16,17 @@ from niwaki.technique import Context, Grain, Technique
 
 
 class Quantize(Technique):
-    """Store weights as 8-bit integers: a quarter of the bytes, and integer matrix products where the processor has them.
+    """Store weights as 8-bit integers: a quarter of the bytes, and integer products where the processor has them.
 
-    A weight matrix W (O, I) becomes q = round(W / s) in -127..127 with one scale an output channel, s = max|W| / 127. An
-    embedding table has one scale a row. Activations become x = (u - z) s with u in 0..255; their range is taken from each input
-    at run time ("dynamic"), or once from calibration rows ("static"), or they stay as they are ("none": smaller, not faster).
-    The integers in the saved model are the integers in the exported artifact.
+    A weight matrix W (O, I) becomes q = round(W / s) in -127..127 with one scale an output channel, s = max|W| / 127.
+    An embedding table has one scale a row. Activations become x = (u - z) s with u in 0..255; their range is taken from
+    each input at run time ("dynamic"), or once from calibration rows ("static"), or they stay as they are ("none":
+    smaller, not faster). The integers in the saved model are the integers in the exported artifact.
 
     Args:
         bits: bits of a weight; 8.
-        activations: "dynamic", "static" or "none". Dynamic needs no calibration and loses least; static saves the pass that
-            finds the range.
+        activations: "dynamic", "static" or "none". Dynamic needs no calibration and loses least; static saves the pass
+            that finds the range.
         embeddings: also store the embedding tables as integers; they are half of a small model's bytes.
         skip: dotted names, or patterns with * and ?, of modules that stay as they are.
         examples: training rows for static ranges; padding is never counted. 128 to 1024.
@@ -38,8 +38,8 @@ class Quantize(Technique):
     Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
 
     References:
-        Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, equation 1.
-        Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT.
+        Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+        equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT.
 
     Example:
         >>> Quantize(bits=8).activations
