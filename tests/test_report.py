@@ -211,7 +211,7 @@ def test_sample_records_are_what_measure_writes():
 def test_headline_says_ratios_and_that_a_small_difference_proves_nothing():
     line = headline(rows_of(), "base", rows_of()[2:])
     assert line.good is True
-    assert line.verdict == "smaller and faster, at most 1.80 points lost"
+    assert line.verdict == "smaller and faster, at most 1.80 points lost (95%)"
     assert "is 6.0× smaller than base (15.0 MB instead of 90.0 MB)" in line.sentence
     assert "8.0× faster in ONNX Runtime (1.00 ms instead of 8.00 ms at batch 1)" in line.sentence
     assert "and 12× faster than base in PyTorch" in line.sentence

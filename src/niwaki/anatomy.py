@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.errors import NiwakiError
 
@@ -132,7 +132,7 @@ class Layer:
     @property
     def neurons(self) -> int:
         """Return the number of feed-forward neurons that are left."""
-        return int(self.part("up").weight.shape[0])  # type: ignore[union-attr,arg-type]
+        return rows_of(self.part("up"))
 
 
 @dataclass(frozen=True)
@@ -204,6 +204,13 @@ class Anatomy:
         for layer in self.layers:
             for role in ("query", "key", "value", "output", "up", "down"):
                 yield layer.name_of(role)
+
+
+def rows_of(module: nn.Module) -> int:
+    """Return the number of rows of a linear's or an embedding's weight: outputs, or words."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return int(weight.shape[0])
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:

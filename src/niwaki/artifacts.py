@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import anatomy_of, label_names, longest_input
+from niwaki.anatomy import anatomy_of, label_names, longest_input, rows_of
 from niwaki.checkpoint import is_run, load, load_tokenizer, weights_hash, write_text
 from niwaki.errors import NiwakiError, closest
 from niwaki.export import Parity, export_onnx, export_openvino
@@ -126,11 +126,12 @@ def random_rows(model: nn.Module, count: int = PARITY_ROWS, seed: int = 0) -> En
     from niwaki.task import Encoded
 
     generator = torch.Generator().manual_seed(seed)
-    words = anatomy_of(model).word_embeddings.weight.shape[0]  # type: ignore[union-attr,index]
+    words = rows_of(anatomy_of(model).word_embeddings)
     lengths = torch.randint(4, 48, (count,), generator=generator).numpy()
     tokens = torch.randint(5, int(words), (int(lengths.sum()),), generator=generator).numpy().astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    pad = int(model.config.pad_token_id or 0)  # type: ignore[union-attr,operator,arg-type]
+    config: Any = model.config
+    pad = int(config.pad_token_id or 0)
     return Encoded(
         name="random",
         tokens=tokens,

@@ -149,7 +149,10 @@ def _subjects_of(
     model = load(source)
     ours = (Path(source) / "base.json").is_file()  # nothing is written into a folder that niwaki did not make
     folder = Path(source) / "artifacts" if ours else cache_folder() / "artifacts" / weights_hash(model)[:20]
-    counted = {"parameters": count_parameters(model), "macs_per_token": count_macs_per_token(model, rows)}
+    counted: dict[str, Any] = {
+        "parameters": count_parameters(model),
+        "macs_per_token": count_macs_per_token(model, rows),
+    }
     subjects = []
     for runtime in runtimes:
         to = RUNTIMES[runtime]

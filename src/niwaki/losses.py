@@ -20,8 +20,8 @@ def soft_targets(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> 
     """
     student = functional.log_softmax(student_BC.float() / temperature, dim=-1)
     teacher = functional.log_softmax(teacher_BC.float() / temperature, dim=-1)
-    divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return temperature**2 * divergence
+    divergence: Tensor = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
 
 
 def scaled_squares(student_PD: Tensor, teacher_PD: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ def scaled_squares(student_PD: Tensor, teacher_PD: Tensor) -> Tensor:
     Dividing by the variance makes one weight serve models of any scale.
     """
     teacher = teacher_PD.float()
-    return functional.mse_loss(student_PD.float(), teacher) / teacher.var().clamp_min(1e-12)
+    error: Tensor = functional.mse_loss(student_PD.float(), teacher)
+    return error / teacher.var().clamp_min(1e-12)
 
 
 def relations(states_BTD: Tensor, mask_BT: Tensor, relation_heads: int) -> Tensor:

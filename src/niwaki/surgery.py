@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import torch
 from torch import nn
@@ -102,7 +102,7 @@ def quantize_linear(
     *,
     module: str,
     bits: int = 8,
-    activations: str = "dynamic",
+    activations: Literal["dynamic", "static", "none"] = "dynamic",
     scale: float | None = None,
     zero_point: int | None = None,
 ) -> None:

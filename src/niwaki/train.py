@@ -154,7 +154,7 @@ def length_bucketed(lengths: np.ndarray, batch_size: int, seed: int, epoch: int,
 def has_fast_bf16(device: torch.device) -> bool:
     """Say whether the device multiplies bf16 in hardware; emulated, it is slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

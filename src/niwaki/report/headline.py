@@ -236,7 +236,7 @@ def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
         return None if lost else True, f"{text}, no significant loss"
     allowed = max(0.0, -interval[0])
     good = None if lost or allowed > NOTABLE else True
-    return good, f"{text}, {f'at most {allowed:.2f} points lost' if allowed >= 0.005 else 'nothing lost'}"
+    return good, f"{text}, {f'at most {allowed:.2f} points lost (95%)' if allowed >= 0.005 else 'nothing lost'}"
 
 
 def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:

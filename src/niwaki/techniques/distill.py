@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from niwaki.anatomy import anatomy_of
+from niwaki.anatomy import anatomy_of, label_names, rows_of
 from niwaki.checkpoint import load, load_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.losses import relation_divergence, scaled_squares, soft_targets
@@ -110,7 +110,7 @@ class Distill(Technique):
                 expected="a teacher that reads the same tokens",
                 place="distill",
             )
-        theirs, ours = (list(dict(m.config.id2label).values()) for m in (teacher, model))  # type: ignore[arg-type,union-attr]
+        theirs, ours = label_names(teacher), label_names(model)
         if theirs != ours:
             raise NiwakiError(
                 f"teacher {self.teacher} has labels {theirs}", expected=f"{ours}, in this order", place="distill"
@@ -136,14 +136,14 @@ class Distillation(Companion):
         self.seen: dict[str, Tensor] = {}
         anatomy = anatomy_of(model)
         device = next(model.parameters()).device
-        width = anatomy.layers[-1].part("down").weight.shape[0]  # type: ignore[union-attr,index]
+        width = rows_of(anatomy.layers[-1].part("down"))
         self.projections = nn.ModuleList(
-            [_projection(int(width), outputs.width(hidden_name(theirs))).to(device) for _, theirs in pairs]
+            [_projection(width, outputs.width(hidden_name(theirs))).to(device) for _, theirs in pairs]
         )
         watched = {hidden_name(ours): anatomy.layers[ours - 1].module for ours, _ in pairs}
         if relation_layer:
             watched |= {role: anatomy.layers[-1].part(role) for role in ROLES}
-            self._check_relations(anatomy.layers[-1].part("query").weight.shape[0])  # type: ignore[union-attr,index,arg-type]
+            self._check_relations(rows_of(anatomy.layers[-1].part("query")))
         self._handles = [module.register_forward_hook(self._watch(name)) for name, module in watched.items()]
 
     def _watch(self, name: str) -> Any:
