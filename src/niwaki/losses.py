@@ -43,7 +43,8 @@ def relations(states_BTD: Tensor, mask_BT: Tensor, relation_heads: int) -> Tenso
     split_BRTS = states_BTD.float().view(batch, tokens, relation_heads, width // relation_heads).transpose(1, 2)
     scores_BRTT = split_BRTS @ split_BRTS.transpose(-1, -2) / (width // relation_heads) ** 0.5
     scores_BRTT = scores_BRTT.masked_fill(~mask_BT[:, None, None, :].bool(), torch.finfo(torch.float32).min)
-    return scores_BRTT.log_softmax(dim=-1)
+    log_shares_BRTT: Tensor = scores_BRTT.log_softmax(dim=-1)
+    return log_shares_BRTT
 
 
 def relation_divergence(student_BTD: Tensor, teacher_BTD: Tensor, mask_BT: Tensor, relation_heads: int) -> Tensor:

@@ -27,7 +27,8 @@ Batches = Sequence[Mapping[str, Tensor]]
 
 #: Largest difference of two float32 logits, as a share of the largest logit or of 1.
 FLOAT_TOLERANCE = 1e-3
-#: What rounding may add: two ways of rounding differ by no more than each differs from none, with room for the largest of few.
+#: What rounding may add: two ways of rounding differ by about what each differs from none; with room for the
+#: largest of few.
 LARGEST_FACTOR, MEAN_FACTOR = 2.0, 1.5
 
 
@@ -103,9 +104,10 @@ def _judge(artifact_NC: Tensor, expected_NC: Tensor, rounding_NC: Tensor, parity
     largest = max(floor, LARGEST_FACTOR * float(rounding_NC.abs().max()))
     mean = max(floor, MEAN_FACTOR * float(rounding_NC.abs().mean()))
     if not (float(difference_NC.max()) <= largest and float(difference_NC.mean()) <= mean):
+        numbers = f"{float(difference_NC.max()):.3g} (mean {float(difference_NC.mean()):.3g})"
         raise NiwakiError(
-            f"the artifact does not agree with the model: {parity.agreement:.1%} of {parity.count} predictions agree, and "
-            f"the largest difference of logits is {float(difference_NC.max()):.3g} (mean {float(difference_NC.mean()):.3g})",
+            f"the artifact does not agree with the model: {parity.agreement:.1%} of {parity.count} predictions agree, "
+            f"and the largest difference of logits is {numbers}",
             expected=f"a largest difference of at most {largest:.3g} (mean {mean:.3g})",
             place=place,
         )

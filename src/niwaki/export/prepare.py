@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import FAMILIES, Anatomy, Layer, anatomy_of
-from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
+from niwaki.export.together import Together, alike
+from niwaki.layers.linear import QuantizedEmbedding
 
 #: Class names of layer and attention that the rewriting knows by heart, by family.
 _KNOWN = {
@@ -106,9 +107,7 @@ class LeanEmbeddings(nn.Module):
         backbone = anatomy.model.get_submodule(anatomy.family.backbone)
         path = anatomy.family.embedding_projection
         self.projection = getattr(backbone, path, None) if path else None
-        # RoBERTa counts positions from its padding id, and over the tokens that are not padding.
-        self.number = source.create_position_ids_from_input_ids if anatomy.family.name == "roberta" else None
-        self.padding_idx = getattr(source, "padding_idx", None)
+        self.pad = int(source.padding_idx) if anatomy.family.name == "roberta" else None
         if self.types is not None and not token_types:
             self._fold_first_type(table_of(self.types)[0])
 
@@ -124,16 +123,18 @@ class LeanEmbeddings(nn.Module):
         """Return hidden states (B, T, D)."""
         added = self._position_rows(input_ids)
         if hasattr(self, "first_type_D"):
-            added = added + self.first_type_D
+            added = added + cast(Tensor, self.first_type_D)
         if self.types is not None and token_type_ids is not None:
             added = added + self.types(token_type_ids)
         hidden_BTD = self.norm(self.words(input_ids) + added)
-        return hidden_BTD if self.projection is None else self.projection(hidden_BTD)
+        return cast(Tensor, hidden_BTD if self.projection is None else self.projection(hidden_BTD))
 
     def _position_rows(self, input_ids: Tensor) -> Tensor:
         """Return the rows of the positions, (T, D), or (B, T, D) where they depend on padding."""
-        if self.number is not None:
-            return cast(Tensor, self.positions(self.number(input_ids, self.padding_idx)))
+        if self.pad is not None:
+            # RoBERTa counts from its padding id, and only tokens that are not padding.
+            counted = input_ids.ne(self.pad).to(torch.int64)
+            return cast(Tensor, self.positions(counted.cumsum(dim=1) * counted + self.pad))
         length = input_ids.shape[1]
         if isinstance(self.positions, QuantizedEmbedding):
             return self.positions.weight[:length].to(torch.float32) * self.positions.scale[:length]
@@ -145,13 +146,12 @@ class LeanLayer(nn.Module):
 
     def __init__(self, layer: Layer, first_token: bool) -> None:
         super().__init__()
-        attention: Any = layer.attention
         module: Any = layer.module
         self.first_token = first_token
         self.heads = layer.heads
-        self.scaling = float(attention.scaling)
+        self.scaling = layer.head_size**-0.5
         shared = [layer.part(role) for role in ("query", "key", "value")]
-        self.alike = _alike(shared)
+        self.alike = alike(shared)
         if first_token:
             self.query, self.key_value = Together(shared[:1]), Together(shared[1:])
         else:
@@ -180,34 +180,6 @@ class LeanLayer(nn.Module):
         # What is shared begins with the input, rounded or not; scale and zero point stay those of all tokens.
         first = (inputs[0][:, :1], *inputs[1:])
         return (*self.query.multiply(*first), *self.key_value.multiply(*inputs))
-
-
-class Together(nn.Module):
-    """Apply linears that share an input: round it once where all round it alike, and multiply once where possible."""
-
-    def __init__(self, linears: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.sizes = [int(linear.weight.shape[0]) for linear in linears]  # type: ignore[union-attr,arg-type]
-        self.alike = _alike(linears)
-        merged = _merge(linears) if self.alike else None
-        self.linears = nn.ModuleList([merged] if merged is not None else linears)
-
-    def share(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Return the input as `multiply` takes it: bytes with scale and zero point, or as it is."""
-        first = self.linears[0]
-        rounds = self.alike and isinstance(first, QuantizedLinear) and first.activations != "none"
-        return first.quantize(hidden) if rounds else (hidden,)  # type: ignore[operator]
-
-    def multiply(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return one output a linear, of what `share` returned."""
-        linears = cast("list[Any]", list(self.linears))
-        outputs = [linear(*inputs) if len(inputs) == 1 else linear.multiply(*inputs) for linear in linears]
-        merged = len(outputs) < len(self.sizes)
-        return tuple(outputs[0].split(self.sizes, dim=-1)) if merged else tuple(outputs)
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        """Return one output a linear."""
-        return self.multiply(*self.share(hidden))
 
 
 class _Head(nn.Module):
@@ -250,43 +222,3 @@ def table_of(embedding: nn.Module) -> Tensor:
     if isinstance(embedding, QuantizedEmbedding):
         return embedding.dequantized()
     return cast(Tensor, embedding.weight).detach()
-
-
-def _alike(linears: Sequence[Any]) -> bool:
-    """Say whether linears do the same to their input: nothing, or round it to the same bytes."""
-    if all(type(linear) is nn.Linear for linear in linears):
-        return True
-    if not all(isinstance(linear, QuantizedLinear) for linear in linears):
-        return False
-    if any(linear.activations == "static" for linear in linears):
-        return len({(linear.activations, *_static_range(linear)) for linear in linears}) == 1
-    return len({linear.activations for linear in linears}) == 1
-
-
-def _static_range(linear: QuantizedLinear) -> tuple[float | None, int | None]:
-    """Return scale and zero point of a static linear, and nothing of any other."""
-    if linear.activation_scale is None or linear.activation_zero_point is None:
-        return None, None
-    return float(linear.activation_scale), int(linear.activation_zero_point)
-
-
-def _merge(linears: Sequence[Any]) -> nn.Module | None:
-    """Return one linear whose outputs are those of `linears` in a row: the same numbers, so the same results."""
-    if len(linears) == 1 or len({linear.bias is None for linear in linears}) > 1:
-        return None
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
-    if isinstance(linears[0], QuantizedLinear):
-        scale, zero_point = _static_range(linears[0])
-        return QuantizedLinear(
-            weight,
-            torch.cat([linear.scale for linear in linears]),
-            bias,
-            activations=linears[0].activations,
-            activation_scale=scale,
-            activation_zero_point=zero_point,
-        )
-    merged = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
-    merged.weight = nn.Parameter(weight, requires_grad=False)
-    merged.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    return merged

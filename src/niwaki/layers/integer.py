@@ -50,7 +50,8 @@ def quantize_static(hidden: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     References:
         ONNX operator QuantizeLinear.
 
-    >>> quantize_static(torch.tensor([-9.0, -0.5, 0.25]), torch.tensor(0.5), torch.tensor(3, dtype=torch.uint8)).tolist()
+    >>> zero = torch.tensor(3, dtype=torch.uint8)
+    >>> quantize_static(torch.tensor([-9.0, -0.5, 0.25]), torch.tensor(0.5), zero).tolist()
     [0, 2, 3]
     """
     return (hidden / scale).round_().add_(zero).clamp_(0, 255).to(torch.uint8)

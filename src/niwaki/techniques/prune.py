@@ -125,6 +125,7 @@ class Pruning(Companion):
         super().__init__()
         self.prune = prune
         self.kinds = nn.ModuleDict(prune.gates(model, memory=0.98))
+        self.done = 0.0
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Return none: gates are not learnt."""
@@ -136,8 +137,9 @@ class Pruning(Companion):
         for kind, gates in self.kinds.items():
             assert isinstance(gates, Gates)
             gates.forget_gradients()
-            if done > 0.0:
+            if done > self.done:
                 gates.close(self.prune.chosen(kind, gates, done))
+        self.done = done
 
     def loss(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return nothing: the task's and the teacher's losses decide."""
