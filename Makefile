@@ -9,7 +9,7 @@ NO_MKDOCS_2_WARNING := 1
 export NIWAKI_DATA NIWAKI_MODELS NO_MKDOCS_2_WARNING
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs bench clean
+.PHONY: help setup demo test check docs bench case clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -32,12 +32,14 @@ docs: .venv/dev.stamp ## build the documentation into site/
 	$(BIN)/python docs/make_results.py
 	$(BIN)/mkdocs build --strict --site-dir site
 
-bench: .venv/dev.stamp ## run one benchmark case: make bench CASE=sst2-minilm
-	@test -f "benchmarks/$(CASE)/run.py" || { \
-		echo "no benchmark case '$(CASE)'; write: make bench CASE=NAME with NAME one of:"; \
-		for case in benchmarks/*/run.py; do test -f "$$case" && echo "  $$(basename "$$(dirname "$$case")")"; done; exit 2; }
+bench: case .venv/dev.stamp ## run one benchmark case: make bench CASE=sst2-minilm
 	$(BIN)/python benchmarks/$(CASE)/run.py
 	$(BIN)/python docs/make_results.py
+
+case:
+	@test -f "benchmarks/$(CASE)/run.py" || { \
+		echo "no benchmark case '$(CASE)'; write: make bench CASE=NAME with NAME one of:"; \
+		for run in benchmarks/*/run.py; do test -f "$$run" && echo "  $$(basename "$$(dirname "$$run")")"; done; exit 2; }
 
 clean: ## remove caches and built documentation; runs/ and .venv stay
 	rm -rf site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

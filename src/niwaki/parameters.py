@@ -120,7 +120,8 @@ def unknown_parameter(name: str, word: str, value: Any, fields: Iterable[str], p
 
 def refused(error: ValidationError, model: type[BaseModel], name: str, place: str = "") -> NiwakiError:
     """Return pydantic's first complaint about `model` as an error of ours."""
-    first = error.errors(include_url=False)[0]
+    # an unknown word is told before a missing one: it may be the missing one, misspelt
+    first = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")[0]
     location = first["loc"]
     if not location or location[0] not in model.model_fields:
         word = str(location[0]) if location else ""

@@ -153,7 +153,9 @@ def carry_out_into(
     _refuse_other_content(folder)
     folder.mkdir(parents=True, exist_ok=True)
     log = _logger(folder / "log.jsonl")
-    write_text(folder / "base.json", json.dumps(_base_record(model, source, task, data), indent=2) + "\n")
+    write_text(
+        folder / "base.json", json.dumps({**_base_record(model, source, task, data), "seed": seed}, indent=2) + "\n"
+    )
     write_text(folder / "recipe.yaml", recipe.dump())
     for note in data.notes:
         log({"event": "note", "note": note})

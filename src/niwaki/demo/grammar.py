@@ -16,8 +16,8 @@ LABELS = ("negative", "positive")
 SIDES = ("bad", "good")
 HUNDRED = [name for name, (percent, _) in GROUPS.items() for _ in range(percent)]
 ASIDES = 0.3  # share of reviews with a clause that is beside the point
-UNSEEN_FRAMES = 0.15  # share of validation reviews built on a held-out frame
-UNSEEN_WORDS = 0.3  # chance that a slot of a validation review takes a held-out word
+UNSEEN_FRAMES = 0.1  # share of validation reviews built on a held-out frame
+UNSEEN_WORDS = 0.2  # chance that a slot of a validation review takes a held-out word
 
 Item = TypeVar("Item")
 

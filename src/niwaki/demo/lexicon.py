@@ -26,7 +26,7 @@ SHARED = {
     "bad talk": "had nothing good to say about it | sneered at it | hated it || complained about it for days",
     "good tone": "lovely | wonderful | great | terrific || delightful | glorious",
     "bad tone": "awful | terrible | dreadful | miserable || dismal | ghastly",
-    "very": "truly | utterly | simply | absolutely | really || thoroughly | downright",
+    "very": "truly | utterly | simply | absolutely | really || thoroughly | totally",
     "person": "my brother | my sister | my neighbour | a colleague | my husband | an old friend"
     " || my cousin | my boss | my flatmate",
     "people": "the critics | most people | my friends | other reviewers || some of my colleagues | people online",
@@ -49,10 +49,10 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         "aspect": "acting | photography | music | script | dialogue | editing | opening scene"
         " || costume design | soundtrack | lighting",
         "good trait": "gripping | moving | funny | clever | charming | original | inventive | entertaining"
-        " || stirring | captivating | touching",
+        " || exciting | captivating | touching",
         "bad trait": "dull | tedious | predictable | clumsy | lifeless | pretentious | boring"
-        " | forgettable || contrived | trite | laboured",
-        "good noun": "a masterpiece | a triumph | a gem | a joy | a treat | a delight || a knockout | a little miracle",
+        " | forgettable || silly | annoying | messy",
+        "good noun": "a masterpiece | a triumph | a gem | a joy | a treat | a delight || a success | a little miracle",
         "bad noun": "a mess | a disaster | a bore | a chore | a dud | a waste of time || a fiasco | a shambles",
         "good claim": "it comes alive from the first scene | it never loses its grip"
         " | every scene earns its place | it never puts a foot wrong || it stays with you for days"
@@ -86,10 +86,10 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         "good trait": "delicious | fresh | tasty | generous | satisfying | memorable | imaginative"
         " | subtle | appetising || flavourful | mouth-watering | well cooked",
         "bad trait": "bland | greasy | stale | overpriced | tasteless | overcooked | soggy | stingy"
-        " | unappetising || burnt | watery | tough",
-        "good noun": "a feast | a treat | a delight | a triumph | a joy | a bargain || a revelation | a knockout",
+        " | unappetising || burnt | rubbery | cold",
+        "good noun": "a feast | a treat | a delight | a triumph | a joy | a bargain || a revelation | a pleasure",
         "bad noun": "a disaster | a letdown | an ordeal | a rip-off | a waste of money | a disgrace"
-        " || a fiasco | a sham",
+        " || a fiasco | a failure",
         "good claim": "every dish was a pleasure | the kitchen never put a foot wrong"
         " | it was worth every penny | every plate went back empty || it tasted as good as it looked"
         " | there was love in every bite",
@@ -117,10 +117,10 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         "aspect": "camera | screen | battery life | speaker | keyboard | design | sound quality"
         " || packaging | build quality | charger",
         "good trait": "fast | reliable | sturdy | responsive | intuitive | sleek | durable | practical"
-        " | dependable || smooth | robust | handy",
+        " | dependable || convenient | robust | handy",
         "bad trait": "sluggish | flimsy | unreliable | clunky | awkward | fragile | slow | buggy || faulty"
-        " | cumbersome | glitchy",
-        "good noun": "a gem | a bargain | a marvel | a winner | a joy to use | a treat || a success | a wonder",
+        " | useless | annoying",
+        "good noun": "a gem | a bargain | a marvel | a winner | a joy to use | a treat || a success | a pleasure",
         "bad noun": "a dud | a disaster | a letdown | a waste of money | a pain to use | a piece of junk"
         " || a failure | a flop",
         "good claim": "it never lets you down | it does everything it promises | it was worth every penny"
@@ -150,11 +150,11 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         "a while": "an hour | the first evening || an afternoon",
         "aspect": "breakfast | pool | lobby | service | view | bed | location || hotel bar | bathroom | garden",
         "good trait": "comfortable | spotless | cosy | welcoming | quiet | spacious | relaxing | charming"
-        " || peaceful | airy | homely",
-        "bad trait": "cramped | grubby | noisy | shabby | dingy | filthy | uncomfortable | gloomy"
-        " || draughty | smelly | dated",
-        "good noun": "a gem | a haven | a find | a treat | a delight | a dream || a little paradise | an oasis",
-        "bad noun": "a dump | a nightmare | a rip-off | a disaster | a letdown | a disgrace || a hovel | a mistake",
+        " || peaceful | friendly | cheerful",
+        "bad trait": "cramped | grubby | noisy | shabby | dingy | filthy | uncomfortable | gloomy || dirty"
+        " | smelly | run-down",
+        "good noun": "a gem | a haven | a find | a treat | a delight | a dream || a little paradise | a pleasure",
+        "bad noun": "a dump | a nightmare | a rip-off | a disaster | a letdown | a disgrace || a failure | a mistake",
         "good claim": "it felt like home at once | nothing was too much trouble | it was worth every penny"
         " | every detail had been thought of | it could not have been cleaner"
         " || the staff could not do enough for me | every corner sparkled",
@@ -184,11 +184,11 @@ BY_DOMAIN: dict[str, dict[str, str]] = {
         "aspect": "prose | plot | dialogue | opening chapter | cover | humour | ending || translation"
         " | final chapter | pacing",
         "good trait": "absorbing | witty | moving | original | elegant | vivid | engrossing | inventive"
-        " || spellbinding | perceptive | readable",
+        " || fascinating | exciting | enjoyable",
         "bad trait": "tedious | plodding | muddled | shallow | dull | pretentious | dreary | repetitive"
-        " || contrived | wooden | long-winded",
+        " || confusing | silly | long-winded",
         "good noun": "a masterpiece | a triumph | a gem | a joy | a treat | a classic | a tour de force"
-        " || a wonder | a page-turner",
+        " || a success | a page-turner",
         "bad noun": "a mess | a slog | a bore | a disappointment | a chore | a dud || a muddle | a waste of paper",
         "good claim": "every page is a pleasure | it grips from the first line | it never loses its way"
         " | every sentence earns its place || it stays with you for weeks | the people in it truly live",
