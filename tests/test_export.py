@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
-from niwaki.export import artifact, export_onnx, export_openvino
+from niwaki.export import artifact, export_onnx, export_openvino, onnx_file
 from niwaki.export.audit import audit, weights_in_onnx
 from niwaki.export.parity import compare
 from niwaki.export.prepare import AsItStands, LeanClassifier, is_known, prepare
@@ -156,14 +156,16 @@ def exported(tiny_model: Callable[..., nn.Module], tmp_path_factory: pytest.Temp
     return model, path
 
 
-@pytest.mark.parametrize("kind", ["floats", "static"])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("bert", "static"), ("roberta", "none"), ("distilbert", "floats"), ("electra", "dynamic")]
+)
 def test_onnx_computes_what_the_model_does(
     tiny_model: Callable[..., nn.Module], family: str, kind: str, tmp_path: Path
 ) -> None:
     model = shaped(tiny_model(family), kind)
     parity = export_onnx(model, examples(family), tmp_path / "model.onnx")
-    assert (parity.agreement, parity.count) == (1.0, 8)
-    assert parity.largest_difference < 1e-4
+    assert parity.count == 8
+    assert kind == "dynamic" or (parity.agreement == 1.0 and parity.largest_difference < 1e-4)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
@@ -255,6 +257,15 @@ def test_a_model_that_is_not_known_by_heart_is_exported_as_it_stands(
     assert operators(tmp_path / "model.onnx")["MatMulInteger"] == 6 + 6 + 2
 
 
+def test_weights_too_big_for_one_file_stand_beside_it(
+    tiny_model: Callable[..., nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file, "LARGEST_FILE_BYTES", 1000)
+    parity = export_onnx(tiny_model("roberta"), examples("roberta"), tmp_path / "model.onnx")
+    assert parity.largest_difference < 1e-4
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
 def test_export_leaves_the_model_in_its_mode(tiny_model: Callable[..., nn.Module], tmp_path: Path) -> None:
     model = shaped(tiny_model("distilbert"), "dynamic").train()
     model.dropout.eval()  # type: ignore[union-attr,operator]
@@ -306,6 +317,15 @@ def test_a_rewriting_that_differs_is_refused(
     monkeypatch.setattr(artifact, "prepare", lambda model, token_types: other)
     with pytest.raises(NiwakiError, match="rewritten for export differs from the model by"):
         export_onnx(tiny_model("bert"), examples("bert"), tmp_path / "model.onnx")
+
+
+def test_a_missing_package_is_named(
+    tiny_model: Callable[..., nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(NiwakiError, match="onnxscript not installed") as caught:
+        export_onnx(tiny_model("bert"), examples("bert"), tmp_path / "model.onnx")
+    assert "pip install 'niwaki[onnx]'" in str(caught.value)
 
 
 def test_no_examples_are_refused(tiny_model: Callable[..., nn.Module], tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def log_of(folder: Path) -> list[dict[str, object]]:
 def test_the_whole_job(family: str, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     base = saved_base(family, layers=3)
     before = weights_hash(load(base))
-    run = compress(base, RECIPE, toy_task, tmp_path / "small", progress=False)
+    run = compress(base, RECIPE, toy_task, tmp_path / "small", measure=False, progress=False)
     names = {path.name for path in run.folder.iterdir()}
     assert {"recipe.yaml", "base.json", "journal.jsonl", "model.safetensors", "config.json", "log.jsonl"} <= names
     assert (run.folder / "artifacts" / "model.onnx").is_file()
@@ -72,28 +72,42 @@ def test_the_whole_job(family: str, saved_base: Bases, toy_task: Task, tmp_path:
 
 def test_a_second_time_nothing_is_done_again(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     base, out = saved_base("bert", layers=3), tmp_path / "small"
-    first = weights_hash(compress(base, RECIPE, toy_task, out, progress=False).load())
+    first = weights_hash(compress(base, RECIPE, toy_task, out, export=(), measure=False, progress=False).load())
     lines = len(log_of(out))
-    written = (out / "artifacts" / "model.onnx").stat().st_mtime_ns
-    assert weights_hash(compress(base, RECIPE, toy_task, out, progress=False).load()) == first
+    assert weights_hash(compress(base, RECIPE, toy_task, out, export=(), measure=False, progress=False).load()) == first
     assert {str(event["note"]) for event in log_of(out)[lines:]} == {
         "00-drop was done before", "01-train was done before", "02-quantize was done before",
     }  # fmt: skip
-    assert (out / "artifacts" / "model.onnx").stat().st_mtime_ns == written
     other = Recipe([*RECIPE.steps[:2], Quantize(embeddings=False)])
-    assert weights_hash(compress(base, other, toy_task, out, progress=False).load()) != first
+    assert weights_hash(compress(base, other, toy_task, out, export=(), measure=False, progress=False).load()) != first
     assert [event["step"] for event in log_of(out)[lines:] if event["event"] == "step-end"] == ["02-quantize"]
+
+
+def test_the_result_is_measured_beside_its_base(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    """One call gives the model, the ONNX file, the comparison and the card; a second call measures nothing again."""
+    base, out = saved_base("bert", layers=3), tmp_path / "small"
+    recipe = Recipe([Drop(keep_layers=2, by="first"), Quantize()])
+    run = compress(base, recipe, toy_task, out, runtimes=["onnxruntime"], progress=False)
+    before, after = run.comparison.rows
+    assert (before.name, after.name) == (base.name, "small")
+    assert after.size_bytes == (out / "artifacts" / "model.onnx").stat().st_size < before.size_bytes
+    assert after.quality.count == 48 and after.parity.agreement > 0.9
+    assert "small" in (out / "README.md").read_text()
+    assert not (base / "artifacts").exists()
+    stamps = [(out / name).stat().st_mtime_ns for name in ("measurement.json", "artifacts/model.onnx")]
+    compress(base, recipe, toy_task, out, runtimes=["onnxruntime"], progress=False)
+    assert [(out / name).stat().st_mtime_ns for name in ("measurement.json", "artifacts/model.onnx")] == stamps
 
 
 def test_killed_three_times_it_ends_with_the_same_weights(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     """`kill -9` at random moments, then the same command: the weights it would have had."""
     base = saved_base("bert", layers=3)
-    whole = compress(base, RECIPE, toy_task, tmp_path / "whole", progress=False, export=())
+    whole = compress(base, RECIPE, toy_task, tmp_path / "whole", progress=False, measure=False, export=())
     (tmp_path / "recipe.yaml").write_text(RECIPE.dump())
     code = (
         "from niwaki.run import compress; from niwaki.task import Task; import sys, torch; torch.set_num_threads(1);"
         "base, recipe, data, out = sys.argv[1:];"
-        "compress(base, recipe, Task('text-classification', data=data), out, progress=False, export=())"
+        "compress(base, recipe, Task('text-classification', data=data), out, progress=False, measure=False, export=())"
     )
     out = tmp_path / "killed"
     command = [sys.executable, "-c", code, str(base), str(tmp_path / "recipe.yaml"), str(toy_task.data), str(out)]
@@ -150,7 +164,7 @@ def test_bad_input_leaves_nothing(saved_base: Bases, toy_task: Task, tmp_path: P
 def test_the_caller_s_model_is_untouched(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     model = load(saved_base("bert", layers=3)).train()
     before = weights_hash(model)
-    compress(model, RECIPE, toy_task, tmp_path / "small", progress=False, export=())
+    compress(model, RECIPE, toy_task, tmp_path / "small", progress=False, measure=False, export=())
     assert weights_hash(model) == before
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert torch.is_grad_enabled()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import shutil
 import tempfile
@@ -56,6 +57,7 @@ def export_openvino(model: nn.Module, examples: Sequence[Batch], path: str | Pat
 def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: str, write: Write) -> Parity:
     if not examples:
         raise NiwakiError("there are no examples", expected="real inputs, to check the artifact on", place=str(path))
+    _require(runtime)
     names = _input_names(model, examples)
     batches = [_inputs(batch, names) for batch in examples]
     read = weights_in_onnx if runtime == "onnxruntime" else weights_in_openvino
@@ -66,6 +68,19 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
             write(prepared, _sample(names), draft)
         audit(model, read(draft), place=str(path))
         return compare(model, prepared, draft, runtime, batches, place=str(path))
+
+
+def _require(runtime: str) -> None:
+    """Refuse, before any work, what the packages installed cannot write and check."""
+    extra = {"onnxruntime": "onnx"}.get(runtime, runtime)
+    packages = ("onnx", "onnxscript", "onnxruntime") if extra == "onnx" else ("openvino",)
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise NiwakiError(
+            f"{', '.join(missing)} not installed",
+            expected=f"{' and '.join(packages)}, to export to {extra}",
+            fix=f"pip install 'niwaki[{extra}]'",
+        )
 
 
 def _input_names(model: nn.Module, examples: Sequence[Batch]) -> list[str]:

@@ -27,9 +27,9 @@ Batches = Sequence[Mapping[str, Tensor]]
 
 #: Largest difference of two float32 logits, as a share of the largest logit or of 1.
 FLOAT_TOLERANCE = 1e-3
-#: What rounding may add: two ways of rounding differ by about what each differs from none; with room for the
-#: largest of few.
-LARGEST_FACTOR, MEAN_FACTOR = 2.0, 1.5
+#: How far two ways of rounding may be apart, as a multiple of what each does to the logits. Measured: 0.6 and 0.3 (the
+#: largest, the mean) on a trained MiniLM; up to 2.3 and 1.4 on random models of two layers and eight examples.
+LARGEST_FACTOR, MEAN_FACTOR = 4.0, 3.0
 
 
 @dataclass(frozen=True)
