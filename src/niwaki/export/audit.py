@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from niwaki.errors import NiwakiError
+from niwaki.errors import MismatchError
 from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
 
 Array = npt.NDArray[Any]
@@ -44,7 +44,7 @@ def audit(model: nn.Module, found: Weights, place: str) -> None:
     """Compare the integers of a model with those found in its artifact.
 
     Raises:
-        NiwakiError: integers of the model are missing in the file, with the names of the layers they belong to.
+        MismatchError: integers of the model are missing in the file, with the names of the layers they belong to.
     """
     unfound = Counter(found.rows)
     missing = []
@@ -58,7 +58,7 @@ def audit(model: nn.Module, found: Weights, place: str) -> None:
         what = (
             f"{', '.join(missing)} not found as integers" if missing else f"{unfound.total()} rows of integers too many"
         )
-        raise NiwakiError(
+        raise MismatchError(
             f"the artifact does not hold the model's integers: {what}",
             expected="every quantized layer as int8 in the file",
             place=place,

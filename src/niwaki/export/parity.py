@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import NiwakiError
+from niwaki.errors import MismatchError
 from niwaki.layers.linear import QuantizedLinear
 from niwaki.runtime import open_worker
 
@@ -51,14 +51,14 @@ def check_rewriting(model: nn.Module, prepared: nn.Module, batches: Batches) -> 
     """Make sure that the prepared model is the same function: with activations in floats, the same logits.
 
     Raises:
-        NiwakiError: it is not.
+        MismatchError: it is not.
     """
     with activations_in_floats(model, prepared):
         before_NC, after_NC = logits_of(model, batches), logits_of(prepared, batches)
     difference = float((before_NC - after_NC).abs().max())
     tolerance = float_tolerance(before_NC)
     if not difference <= tolerance:
-        raise NiwakiError(
+        raise MismatchError(
             f"the model rewritten for export differs from the model by {difference:.2g} in a logit",
             expected=f"at most {tolerance:.2g}",
         )
@@ -76,7 +76,7 @@ def compare(model: nn.Module, prepared: nn.Module, path: Path, runtime: str, bat
         place: the artifact's name in an error.
 
     Raises:
-        NiwakiError: the artifact differs from the model, or its runtime died of it.
+        MismatchError: the artifact differs from the model, or its runtime died of it.
     """
     precision = "f32" if runtime == "openvino" else None
     with open_worker(path, runtime, threads=1, precision=precision) as worker:
@@ -105,7 +105,7 @@ def _judge(artifact_NC: Tensor, expected_NC: Tensor, rounding_NC: Tensor, parity
     mean = max(floor, MEAN_FACTOR * float(rounding_NC.abs().mean()))
     if not (float(difference_NC.max()) <= largest and float(difference_NC.mean()) <= mean):
         numbers = f"{float(difference_NC.max()):.3g} (mean {float(difference_NC.mean()):.3g})"
-        raise NiwakiError(
+        raise MismatchError(
             f"the artifact does not agree with the model: {parity.agreement:.1%} of {parity.count} predictions agree, "
             f"and the largest difference of logits is {numbers}",
             expected=f"a largest difference of at most {largest:.3g} (mean {mean:.3g})",

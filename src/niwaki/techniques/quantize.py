@@ -104,8 +104,8 @@ class Quantize(Technique):
 def affine(low: float, high: float) -> tuple[float, int]:
     """Return scale and zero point that map [low, high], widened to hold 0, onto 0..255.
 
-    >>> affine(-1.0, 1.55)
-    (0.01, 100)
+    >>> affine(-100.0, 155.0)
+    (1.0, 100)
     """
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / 255.0, 1e-12)
