@@ -9,7 +9,7 @@ from pathlib import Path
 
 from niwaki.demo.grammar import LABELS, Review, reviews
 
-TRAIN_ROWS = 4000
+TRAIN_ROWS = 4800
 VALIDATION_ROWS = 1000
 
 
