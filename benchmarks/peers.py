@@ -30,6 +30,8 @@ def sample(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 def plain_onnx(model: nn.Module, batch: dict[str, torch.Tensor], path: Path, opset: int = 23) -> Path:
     """Export with PyTorch's own exporter, in fp32."""
+    import onnx
+
     dynamic = tuple({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for _ in INPUTS)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.onnx.export(
@@ -44,6 +46,10 @@ def plain_onnx(model: nn.Module, batch: dict[str, torch.Tensor], path: Path, ops
         external_data=False,
         verbose=False,
     )
+    # The quantizers transpose Gemm weights in place and then stumble over the shapes noted for them.
+    graph_model = onnx.load(path)
+    del graph_model.graph.value_info[:]
+    onnx.save(graph_model, path)
     return path
 
 

@@ -136,6 +136,7 @@ def test_finetune_writes_a_plain_folder(family: str, saved_base: Bases, toy_task
     with pytest.raises(NiwakiError, match="no fine-tuned classification head"):
         compress(pretrained, RECIPE, toy_task, tmp_path / "early", progress=False)
     run = finetune(pretrained, toy_task, tmp_path / "base", epochs=1, batch_size=16, progress=False)
+    finetune(pretrained, toy_task, tmp_path / "base", epochs=1, batch_size=16, progress=False)  # nothing is done again
     again = finetune(pretrained, toy_task, tmp_path / "again", epochs=1, batch_size=16, progress=False)
     model = AutoModelForSequenceClassification.from_pretrained(run.folder)
     assert model.config.id2label == {0: "negative", 1: "positive"}

@@ -18,7 +18,7 @@ from torch import nn
 
 from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.artifacts import export_run
-from niwaki.checkpoint import WEIGHTS, load, load_run, load_tokenizer, save, weights_hash, write_text, written_aside
+from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, weights_hash, write_text, written_aside
 from niwaki.comparison import Comparison, compare
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
@@ -58,7 +58,7 @@ class Run:
 
     def load(self) -> nn.Module:
         """Load the compressed model."""
-        return load_run(self.folder)
+        return load(self.folder)
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -175,7 +175,7 @@ def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path)
     while done < len(keys) and _is_done(folders[done], keys[done]):
         context.log({"event": "note", "note": f"{folders[done].name} was done before"})
         done += 1
-    current = load_run(folders[done - 1]) if done else copy.deepcopy(model)
+    current = load(folders[done - 1]) if done else copy.deepcopy(model)
     for step, key, place in list(zip(recipe.steps, keys, folders, strict=True))[done:]:
         workspace = _workspace(place, key)
         begin = time.monotonic()
