@@ -119,8 +119,9 @@ def report(
 ) -> None:
     """Write an HTML report from run folders.
 
-    One self-contained file: comparison table, quality against latency and size, loss curves, where the
-    bytes and the time go. Reads what is in the folders and builds no model. Prints the path.
+    One self-contained file (comparison table, quality against latency and size, loss curves, where the
+    bytes and the time go), and the model card of each run in its folder. Reads what is in the folders and
+    builds no model. Prints the path.
 
     Examples:
       niwaki report runs/small

@@ -14,7 +14,7 @@ curves.py, shares.py                losses; bytes and work by module
 from __future__ import annotations
 
 from niwaki.report.card import card
-from niwaki.report.page import report
 from niwaki.report.picture import picture
+from niwaki.report.verb import report
 
 __all__ = ["card", "picture", "report"]

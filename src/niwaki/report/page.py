@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from niwaki.errors import NiwakiError
 from niwaki.report import steps, tables, units, usage
 from niwaki.report.curves import POINTS, Training, trainings
-from niwaki.report.folders import Place, RunFolder, number, read_runs, section
+from niwaki.report.folders import RunFolder, number, section
 from niwaki.report.headline import Headline, headlines
 from niwaki.report.journal import plain_words
 from niwaki.report.log import durations, notes_of
@@ -42,22 +41,13 @@ class Chapter:
     conditions: Sequence[tuple[str, str]]
 
 
-def report(folders: Place | Sequence[Place], out: Place = "report.html") -> Path:
-    """Write one self-contained HTML file about runs: comparison, plots, losses, where bytes and time go.
-
-    Args:
-        folders: run folders, folders that hold runs, or JSON files of comparisons; one or several.
-        out: file to write.
-
-    Returns:
-        The file.
+def page(runs: Sequence[RunFolder], out: Path) -> Path:
+    """Write the HTML file about these runs.
 
     Raises:
-        NiwakiError: no measured run is there, or matplotlib or jinja2 is not installed.
+        NiwakiError: matplotlib or jinja2 is not installed.
     """
-    runs = read_runs([folders] if isinstance(folders, str | os.PathLike) else folders)
-    text = render("report.html.j2", **contents(runs))
-    return write(Path(out), text)
+    return write(out, render("report.html.j2", **contents(runs)))
 
 
 def contents(runs: Sequence[RunFolder]) -> dict[str, Any]:
