@@ -243,7 +243,6 @@ def test_the_whole_job_and_again(saved_base: Callable[..., Path], tmp_path: Path
             recipe=tmp_path / "recipe.yaml",
             train_rows=60,
             validation_rows=40,
-            quick=True,
             progress=False,
             threads=1,
         ).to_json()

@@ -22,9 +22,10 @@ from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, weights_hash,
 from niwaki.comparison import Comparison, compare
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
+from niwaki.measure.conditions import machine
 from niwaki.recipe import Recipe
 from niwaki.report import card
-from niwaki.runtime import installed
+from niwaki.runtime import default_threads, installed
 from niwaki.task import Dataset, Task
 from niwaki.teacher import cache_folder
 from niwaki.technique import Context
@@ -103,17 +104,24 @@ def compress(
     run = carry_out_into(
         Path(out), base, recipe, task, seed=seed, export=export, threads=threads, progress=progress, new_head=False
     )
-    if measure and not _is_measured(run, tuple(runtimes or installed())):
+    if measure and not _is_measured(run, runtimes or installed(), threads or default_threads()):
         compare(_folder_of(base), run, task=task, runtimes=runtimes, threads=threads, seed=seed, progress=progress)
     if measure:
         card(run.folder)
     return run
 
 
-def _is_measured(run: Run, runtimes: Sequence[str]) -> bool:
-    """Say whether these weights were measured before in these runtimes; other weights take the measurement away."""
+def _is_measured(run: Run, runtimes: Sequence[str], threads: int) -> bool:
+    """Say whether these weights were measured before, on this machine, with these threads, in these runtimes.
+
+    Other weights take the measurement away.
+    """
     file = run.folder / "measurement.json"
-    return file.is_file() and set(runtimes) <= {row.runtime for row in run.comparison.rows}
+    if not file.is_file():
+        return False
+    rows = run.comparison.rows
+    made = {(row.conditions.device, row.conditions.threads) for row in rows if row.conditions}
+    return made == {(machine()["device"], threads)} and set(runtimes) <= {row.runtime for row in rows}
 
 
 def _folder_of(base: nn.Module | str | Path) -> str:

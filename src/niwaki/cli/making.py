@@ -197,5 +197,5 @@ def demo(
     import niwaki
 
     with only_json(json):
-        comparison = niwaki.demo(out=out)
+        comparison = niwaki.demo(out=out, progress=not quiet)
     print_json(comparison) if json else typer.echo(comparison)

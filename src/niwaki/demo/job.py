@@ -13,7 +13,6 @@ from niwaki.errors import NiwakiError
 if TYPE_CHECKING:
     from niwaki.comparison import Comparison
     from niwaki.recipe import Recipe
-    from niwaki.task import Task
 
 # What the demo cannot do without; looked for before the minutes are spent. All of it is in the extra `demo`.
 NEEDED = ("jinja2", "matplotlib", "onnx", "onnxruntime", "onnxscript")
@@ -31,7 +30,6 @@ def demo(
     validation_rows: int = VALIDATION_ROWS,
     seed: int = 0,
     threads: int | None = None,
-    quick: bool = False,
     progress: bool = True,
 ) -> Comparison:
     """Do the whole job once, on data made here: fine-tune a small real model, compress it, compare, report.
@@ -42,7 +40,7 @@ def demo(
 
     The folder gets `data/` (two CSV files), `base/` (the fine-tuned model), `small/` (the run: model, card,
     artifacts), `comparison.json` and `report.html`. Run again, it goes on where it stopped, and keeps what
-    was measured unless `comparison.json` is deleted.
+    was measured.
 
     Args:
         out: the folder to write.
@@ -52,7 +50,6 @@ def demo(
         validation_rows: reviews to measure quality on. 1000 or more for an interval of two points.
         seed: of data, training and measurement.
         threads: of training, and of one inference; by default as PyTorch is set, and the physical cores.
-        quick: fewer rounds of measuring.
         progress: draw progress bars.
 
     Raises:
@@ -63,7 +60,7 @@ def demo(
     """
     _check_packages()
     from niwaki.finetune import finetune
-    from niwaki.report import card, report
+    from niwaki.report import report
     from niwaki.run import compress
     from niwaki.task import Task
 
@@ -82,48 +79,11 @@ def demo(
         threads=threads,
         progress=progress,
     ).folder
-    small = compress(
-        base, recipe, task, folder / "small", seed=seed, threads=threads, measure=False, progress=progress
-    ).folder
-    comparison = _compare_once(base, small, task, seed=seed, threads=threads, quick=quick, progress=progress)
-    card(small)
-    report(small, folder / "report.html")
+    run = compress(base, recipe, task, folder / "small", seed=seed, threads=threads, progress=progress)
+    comparison = run.comparison
+    write(folder / "comparison.json", comparison.to_json() + "\n")
+    report(run.folder, folder / "report.html")
     return comparison
-
-
-def _compare_once(
-    base: Path, small: Path, task: Task, *, seed: int, threads: int | None, quick: bool, progress: bool
-) -> Comparison:
-    """Compare base and small, or take what was measured of the same weights in the same conditions."""
-    from niwaki.comparison import Comparison, compare
-
-    file = small.parent / "comparison.json"
-    # The measurement goes with the weights it was taken of: compress() removes it when they change.
-    if file.is_file() and (small / "measurement.json").is_file():
-        kept = Comparison.read(file)
-        if _holds(kept, threads):
-            return kept
-    comparison = compare(
-        base,
-        small,
-        task=task,
-        threads=threads,
-        quick=quick,
-        seed=seed,
-        progress=progress,
-    )
-    write(file, comparison.to_json() + "\n")
-    return comparison
-
-
-def _holds(kept: Comparison, threads: int | None) -> bool:
-    """Say whether a comparison was made on this machine, with these threads, in the runtimes of now."""
-    from niwaki.measure.conditions import machine
-    from niwaki.runtime import default_threads, installed
-
-    here = (machine()["device"], threads or default_threads())
-    made = {(row.conditions.device, row.conditions.threads) for row in kept.rows if row.conditions}
-    return made == {here} and {row.runtime for row in kept.rows} == set(installed())
 
 
 def _check_packages() -> None:

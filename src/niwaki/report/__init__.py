@@ -2,7 +2,7 @@
 
 Folders are read, no model is built. matplotlib and jinja2 load on first use, from the extra `report`.
 
-page.py, card.py, picture.py        the three that are written
+page.py, card.py, picture.py        the three that are written; verb.py writes page and cards
 folders.py, log.py, journal.py      what a run folder says
 headline.py, tables.py, units.py    numbers in words and in rows
 steps.py, usage.py                  how a run was made, credited, used and made again
