@@ -127,19 +127,20 @@ def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust
         names = dict(enumerate(labels))
         extra = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=None if allow_pickle else True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **extra,
-        )
+        with _hushed():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                dtype=torch.float32,
+                use_safetensors=None if allow_pickle else True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **extra,
+            )
     except (OSError, ValueError) as error:
         raise NiwakiError(
             f"no model could be loaded from {source!r}: {str(error).splitlines()[0]}",
             expected="a folder with config.json and model.safetensors, or a hub id",
-            fix="--allow-pickle, if the weights are a pickle (.bin) that you trust",
+            fix="niwaki.load(..., allow_pickle=True).save_pretrained(...), if the weights are a pickle you trust",
         ) from error
     if report["missing_keys"] and labels is None:
         raise NiwakiError(
@@ -149,6 +150,22 @@ def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust
         )
     module: nn.Module = model.eval()
     return module
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep Transformers from telling about missing heads and drawing bars; what matters is said by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(source: str | Path) -> Any:
