@@ -230,6 +230,7 @@ def test_a_missing_package_is_told_before_anything_is_done(tmp_path: Path, monke
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_the_whole_job_and_again(saved_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NIWAKI_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "demo"
