@@ -348,7 +348,7 @@ def test_json_stands_alone_on_stdout():
         "import os, sys, niwaki\n"
         "class Comparison:\n"
         '    def to_json(self): return \'{"base": "b"}\'\n'
-        "def demo(out):\n"
+        "def demo(out, progress):\n"
         "    print('a note'); os.write(1, b'a note of C++\\n')\n"
         "    return Comparison()\n"
         "niwaki.__dict__['demo'] = demo\n"
