@@ -21,7 +21,8 @@ from niwaki.technique import Context
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.prune import Prune
 from niwaki.testing import fresh, make_context
-from niwaki.train import Train, length_bucketed, predict
+from niwaki.calibrate import predict
+from niwaki.train import Train, length_bucketed
 
 Bases = Callable[..., Path]
 

@@ -1,16 +1,18 @@
-"""Run batches through a model and gather what techniques decide by: ranges and layer influence."""
+"""Run rows through a model and gather what techniques decide by: logits, ranges, what each layer changes."""
 
-# B batch, T tokens, D hidden, H heads, N neurons, P tokens that are not padding
+# B batch, T tokens, D hidden, C classes, N rows
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
+from niwaki.task import Encoded
 
 Batches = Iterable[dict[str, Tensor]]
 
@@ -18,6 +20,48 @@ Batches = Iterable[dict[str, Tensor]]
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the part of a batch that the model's forward takes."""
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a model in eval mode, without gradients, while the block lasts."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def length_sorted(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Return the indices of all rows in batches of like length, the short ones first.
+
+    >>> [batch.tolist() for batch in length_sorted(np.array([7, 3, 5]), batch_size=2)]
+    [[1, 2], [0]]
+    """
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def in_row_order(batches: Sequence[np.ndarray], parts: Sequence[Tensor]) -> np.ndarray:
+    """Return what was computed batch by batch (B, ...) as one float array (N, ...) in the order of the rows."""
+    values = np.concatenate([part.float().cpu().numpy() for part in parts])
+    result = np.empty_like(values)
+    result[np.concatenate(batches)] = values
+    return result
+
+
+def predict(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray:
+    """Return the logits (N, C) of all rows, in their order; batches hold rows of like length."""
+    device = next(model.parameters()).device
+    batches = length_sorted(rows.lengths, batch_size)
+    with evaluating(model):
+        parts = [
+            model(**inputs_of({name: value.to(device) for name, value in rows.batch(indices).items()})).logits
+            for indices in batches
+        ]
+    return in_row_order(batches, parts)
 
 
 @contextlib.contextmanager
@@ -93,15 +137,50 @@ def block_influence(model: nn.Module, batches: Batches) -> list[float]:
     return [total / count for total, count in zip(sums, counts, strict=True)]
 
 
+def angular_distances(model: nn.Module, batches: Batches, length: int) -> list[float]:
+    """Return the distance that each run of `length` layers moves the hidden state: arccos(cos(h_in, h_out)) / pi.
+
+    h_in is the input of the run's first layer and h_out the output of its last, so that value i tells of the layers
+    i .. i + length - 1: 0 where the run changes no direction, 1 where it turns every one around. Mean over real tokens.
+
+    Args:
+        model: in any mode; it is run in eval mode without gradients.
+        batches: padded batches with an attention mask.
+        length: layers of a run, 1 to all of them.
+
+    Source: Gromov et al. 2024, The Unreasonable Ineffectiveness of the Deeper Layers, section 3.2 (there at the last
+    token alone, from which a decoder predicts).
+    """
+    anatomy = anatomy_of(model)
+    mask: list[Tensor] = []
+    states: list[Tensor] = []
+    count, tokens = anatomy.num_layers - length + 1, 0
+    sums = [0.0] * count
+
+    def see(name: str, before_BTD: Tensor, after: Tensor | tuple[Tensor, ...]) -> None:
+        after_BTD = after[0] if isinstance(after, tuple) else after
+        states.extend([after_BTD] if states else [before_BTD, after_BTD])
+
+    with watched({str(layer.index): layer.module for layer in anatomy.layers}, see):
+        for batch in _evaluated(model, batches, mask):
+            states.clear()
+            model(**batch)
+            real_BT = mask[0].bool()
+            tokens += int(real_BT.sum())
+            for start in range(count):
+                # in double: near 1, arccos turns the last digit of a float into an angle of 1e-4
+                ends = (states[start][real_BT].double(), states[start + length][real_BT].double())
+                cosine = nn.functional.cosine_similarity(*ends, dim=-1).clamp(-1.0, 1.0)
+                sums[start] += float(cosine.arccos().sum()) / torch.pi
+    return [total / tokens for total in sums]
+
+
 def _evaluated(model: nn.Module, batches: Batches, mask: list[Tensor]) -> Iterator[dict[str, Tensor]]:
     """Yield the batches with the model in eval mode; `mask` holds the present batch's attention mask."""
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model):
         for batch in batches:
             mask[:] = [batch["attention_mask"]]
             yield inputs_of(batch)
-    model.train(was_training)
 
 
 def _mean_range(ranges: list[tuple[float, float]]) -> tuple[float, float]:

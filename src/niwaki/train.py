@@ -20,6 +20,7 @@ import torch
 from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
+from niwaki.calibrate import predict
 from niwaki.checkpoint import WEIGHTS, written_aside
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
@@ -156,27 +157,6 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def predict(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray:
-    """Return the logits (N, C) of all rows, in their order; batches hold rows of like length."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    order = np.argsort(rows.lengths, kind="stable")
-    parts: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            batch = rows.batch(order[start : start + batch_size])
-            batch.pop("labels")
-            parts.append(
-                model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy()
-            )
-    model.train(was_training)
-    logits = np.concatenate(parts)
-    result = np.empty_like(logits)
-    result[order] = logits
-    return result
 
 
 def _fit(

@@ -18,7 +18,8 @@ from niwaki.teacher import LOGITS, hidden_name, relation_name, teacher_outputs
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.testing import fresh, make_context, short_train
-from niwaki.train import Train, predict
+from niwaki.calibrate import predict
+from niwaki.train import Train
 
 Bases = Callable[..., Path]
 

@@ -77,6 +77,10 @@ class Encoded:
             labels=self.labels[rows],
         )
 
+    def sample(self, count: int, seed: int) -> Encoded:
+        """Return about `count` rows with the classes in proportion, or these very rows where there are no more."""
+        return self if count >= len(self) else self.select(stratified_rows(self.labels, count, seed))
+
     def batch(self, indices: Sequence[int] | np.ndarray, pad: int | None = None) -> dict[str, Tensor]:
         """Return rows as tensors on the CPU, padded on the right to the longest of them.
 

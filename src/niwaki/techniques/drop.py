@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import numpy as np
+import torch
 from pydantic import Field, field_validator
 from torch import nn
 
 from niwaki.anatomy import anatomy_of
-from niwaki.calibrate import block_influence
+from niwaki.calibrate import angular_distances, block_influence
 from niwaki.errors import NiwakiError
+from niwaki.removal import leave_one_out
 from niwaki.surgery import keep_layers
+from niwaki.task import score
 from niwaki.technique import Context, Grain, Technique
 
 
@@ -23,19 +27,23 @@ class Drop(Technique):
 
     Args:
         keep_layers: how many layers stay (then `by` chooses them), or which ones: indices from 0, ascending.
-        by: how layers are chosen. "influence" keeps those that turn the hidden state most, by 1 - cos(input, output) on
-            calibration rows; "uniform" takes every n-th and always the last; "first" and "last" take one end.
-        examples: training rows that influence is measured on. 64 to 512.
+        by: how layers are chosen. "influence" keeps those that turn the hidden state most, by 1 - cos(input, output).
+            "angular" removes the one run of neighbours that turns it least, by arccos(cos(input, output)) / pi over
+            the whole run. "leave-one-out" removes the layer that the task misses least (by its metric, then its loss),
+            and measures again among the rest. "uniform" takes every n-th and always the last, so that half the layers
+            are every second one; "first" and "last" take one end.
+        examples: rows to look at: training rows for influence and angular, selection rows for leave-one-out. 64 to 512;
+            more for leave-one-out, which counts mistakes.
 
     Raises:
-        NiwakiError: more layers are asked for than there are.
+        NiwakiError: more layers are asked for than there are, or the data have no train split.
 
     Composes with: everything; stands first, before units, weights and bits are cut.
 
     References:
         Sajjad et al. 2023, On the Effect of Dropping Layers of Pre-trained Transformer Models (first, last, every
         other). Men et al. 2024, ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, equation
-        1 (influence).
+        1 (influence). Gromov et al. 2024, The Unreasonable Ineffectiveness of the Deeper Layers, section 3.2 (angular).
 
     Example:
         >>> Drop(keep_layers=3).by
@@ -45,7 +53,7 @@ class Drop(Technique):
     grain: ClassVar[Grain] = Grain.LAYER
 
     keep_layers: int | tuple[int, ...]
-    by: Literal["influence", "uniform", "first", "last"] = "influence"
+    by: Literal["influence", "angular", "leave-one-out", "uniform", "first", "last"] = "influence"
     examples: int = Field(256, ge=1)
 
     @field_validator("keep_layers")
@@ -82,12 +90,39 @@ class Drop(Technique):
         if not isinstance(self.keep_layers, int):
             return list(self.keep_layers)
         count, keep = anatomy_of(model).num_layers, self.keep_layers
-        if self.by == "first":
+        if self.by == "first" or keep == count:
             return list(range(keep))
         if self.by == "last":
             return list(range(count - keep, count))
         if self.by == "uniform":
             return [round((index + 1) * count / keep) - 1 for index in range(keep)]
+        if self.by == "angular":
+            return self._beside_idle_run(model, context, keep)
+        if self.by == "leave-one-out":
+            return self._most_missed(model, context, keep)
         influence = block_influence(model, context.calibration_batches(self.examples))
         context.log({"event": "note", "note": "block influence", "values": influence})
         return sorted(sorted(range(count), key=lambda index: -influence[index])[:keep])
+
+    def _beside_idle_run(self, model: nn.Module, context: Context, keep: int) -> list[int]:
+        """Return the layers on both sides of the run that turns the hidden state least."""
+        count = anatomy_of(model).num_layers
+        distances = angular_distances(model, context.calibration_batches(self.examples), count - keep)
+        context.log({"event": "note", "note": f"angular distance of {count - keep} layers", "values": distances})
+        start = distances.index(min(distances))
+        return [*range(start), *range(start + count - keep, count)]
+
+    def _most_missed(self, model: nn.Module, context: Context, keep: int) -> list[int]:
+        """Return the layers that are left when the one missed least has gone, again and again."""
+        rows = context.data.selection(context.seed)[1].sample(self.examples, context.seed)
+        labels = torch.from_numpy(rows.labels)
+
+        def judge(logits_NC: np.ndarray) -> tuple[float, float]:
+            quality = score(context.task.metric, logits_NC.argmax(-1), rows.labels, logits_NC.shape[-1])
+            return quality, -float(context.task.loss(torch.from_numpy(logits_NC), labels))
+
+        def told(layers: list[int], worth: list[tuple[float, ...]]) -> None:
+            without = {str(layer): list(values) for layer, values in zip(layers, worth, strict=True)}
+            context.log({"event": "note", "note": f"{context.task.metric} and -loss without each", "values": without})
+
+        return leave_one_out(model, rows, keep, judge, told)
