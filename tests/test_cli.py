@@ -23,7 +23,7 @@ from niwaki.errors import NiwakiError
 from niwaki.recipe import Recipe
 from niwaki.task import Task
 
-VERBS = ("finetune", "compress", "measure", "compare", "export", "report", "explain", "demo")
+VERBS = ("finetune", "compress", "measure", "compare", "ablate", "export", "report", "explain", "demo")
 HEAVY = (
     "torch",
     "transformers",
@@ -241,6 +241,16 @@ def test_compare_misses_its_budget(stand_in: Callable[..., Calls]):
     assert result.exit_code == 1
     assert result.stdout == "the table\n"
     assert lines(result.stderr) == ["budget missed: small: latency is not measured, the budget is at most 1 ms"]
+
+
+def test_ablate(stand_in: Callable[..., Calls]):
+    calls = stand_in("ablate", Comparison())
+    assert run("ablate", "m", "--data", "d").stdout == "the table\n"
+    assert calls.last["heads"] is True and calls.last["out"] is None and calls.last["split"] == "selection"
+    options = "--data d --no-heads --examples 64 --split evaluation --out r.svg --threads 2 --json"
+    assert json.loads(run("ablate", "m", *options.split()).stdout)["base"] == "base"
+    expected = {"heads": False, "examples": 64, "split": "evaluation", "out": Path("r.svg"), "threads": 2}
+    assert expected.items() <= calls.last.items()
 
 
 def test_export(stand_in: Callable[..., Calls]):

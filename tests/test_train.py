@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niwaki import train as training
+from niwaki.calibrate import predict
 from niwaki.checkpoint import weights_hash
 from niwaki.errors import NiwakiError
 from niwaki.task import Task, score
@@ -21,7 +22,6 @@ from niwaki.technique import Context
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.prune import Prune
 from niwaki.testing import fresh, make_context
-from niwaki.calibrate import predict
 from niwaki.train import Train, length_bucketed
 
 Bases = Callable[..., Path]

@@ -30,6 +30,7 @@ _HOME = {
     "compress": "run",
     "measure": "comparison",
     "compare": "comparison",
+    "ablate": "ablation",
     "export": "artifacts",
     "load": "checkpoint",
     "report": "report",
@@ -71,6 +72,7 @@ class _Package(types.ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 if TYPE_CHECKING:
+    from niwaki.ablation import ablate as ablate
     from niwaki.artifacts import export as export
     from niwaki.budget import Budget as Budget
     from niwaki.checkpoint import load as load

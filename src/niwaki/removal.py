@@ -27,8 +27,8 @@ Kind = Literal["layer", "attention", "feed-forward", "head"]
 class Part:
     """Name a part of a model that can be removed alone.
 
-    A layer goes whole: what comes in goes out. Of an attention all heads go, of a feed-forward all neurons: the residual
-    and the bias of the output projection stay, as when `surgery` cuts units away one by one until none is left.
+    A layer goes whole: what comes in goes out. Of an attention all heads go, of a feed-forward all neurons: the
+    residual and the bias of the output projection stay, as when `surgery` cuts units away until none is left.
 
     Attributes:
         kind: "layer", "attention", "feed-forward" or "head".
@@ -76,14 +76,16 @@ def predict_without(
     batches = length_sorted(rows.lengths, batch_size)
     work = sum(len(layers) - part.layer for part in parts) + len(layers)
     tokens = sum(_area(rows, indices) for indices in batches)
+    modules = {str(layer.index): layer.module for layer in layers}
+    states: list[Tensor] = []  # what comes into each layer, of one batch
     whole: list[Tensor] = []
     without: dict[Part, list[Tensor]] = {part: [] for part in parts}
     with evaluating(model):
         for indices in batches:
             inputs = inputs_of({name: value.to(device) for name, value in rows.batch(indices).items()})
             share = _area(rows, indices) / (tokens * work)
-            states: list[Tensor] = []  # the input (B, T, D) of each layer
-            with watched({str(layer.index): layer.module for layer in layers}, lambda _, state, __: states.append(state)):
+            states.clear()
+            with watched(modules, lambda _, state_BTD, __: states.append(state_BTD)):
                 whole.append(model(**inputs).logits)
             advance(share * len(layers))
             for part in parts:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from niwaki.anatomy import anatomy_of
-from niwaki.calibrate import inputs_of
+from niwaki.calibrate import inputs_of, predict
 from niwaki.checkpoint import WEIGHTS
 from niwaki.errors import NiwakiError
 from niwaki.task import Task
@@ -18,7 +18,6 @@ from niwaki.teacher import LOGITS, hidden_name, relation_name, teacher_outputs
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.testing import fresh, make_context, short_train
-from niwaki.calibrate import predict
 from niwaki.train import Train
 
 Bases = Callable[..., Path]

@@ -1,7 +1,8 @@
 """The command `niwaki`: one command for each verb. It parses, calls and prints; there is no logic in it.
 
 app.py holds what all commands share (errors, exit codes, pure JSON), options.py the options, and the verbs
-stand in making.py (finetune, compress, export, demo) and judging.py (measure, compare, report, explain).
+stand in making.py (finetune, compress, export, demo) and judging.py (measure, compare, ablate,
+report, explain).
 """
 
 from niwaki.cli import judging, making  # noqa: F401  (they register their commands)

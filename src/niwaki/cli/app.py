@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from niwaki.budget import Budget
 
 OK, MISSED, BAD_INPUT, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
-ORDER = ("finetune", "compress", "measure", "compare", "export", "report", "explain", "demo")
+ORDER = ("finetune", "compress", "measure", "compare", "ablate", "export", "report", "explain", "demo")
 RESUMES = ("compress", "finetune", "demo")
 
 

@@ -1,4 +1,4 @@
-"""Commands that tell something: measure, compare, report, explain."""
+"""Commands that tell something: measure, compare, ablate, report, explain."""
 
 from __future__ import annotations
 
@@ -109,6 +109,58 @@ def compare(
     print_json(comparison) if json else typer.echo(comparison)
     if bounds is not None and tell_misses(bounds, comparison):
         raise typer.Exit(MISSED)
+
+
+@verb
+def ablate(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder or a hub id.")],
+    data: options.Data,
+    task: options.Kind = "text-classification",
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    metric: options.Metric = "accuracy",
+    max_length: options.MaxLength = None,
+    examples: Annotated[int, typer.Option("--examples", help="Rows to look at.")] = 512,
+    heads: Annotated[bool, typer.Option(help="Also remove each single head; takes most of the time.")] = True,
+    split: Annotated[
+        str, typer.Option("--split", help="selection (rows to choose by) or evaluation (rows to report on).")
+    ] = "selection",
+    out: Annotated[Path | None, typer.Option("--out", help="A picture to write, .svg or .png.")] = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Report which layers, heads and feed-forwards are redundant.
+
+    Each part is removed alone, and the quality lost is measured beside the whole model on the same rows. Ends
+    with a verdict: whether first and last layers matter more than the middle ones. Nothing is trained.
+
+    Examples:
+      niwaki ablate runs/base --data reviews/
+      niwaki ablate runs/base --data reviews/ --examples 2000 --out redundancy.svg
+      niwaki ablate runs/base --data reviews/ --no-heads --json
+
+    Exit codes: 0 done, 2 something in the command or the data is wrong.
+    """
+    be_quiet(quiet)
+    import niwaki
+
+    work = options.task_of(task, data, text, text_pair, label, metric, max_length)
+    with only_json(json):
+        ablation = niwaki.ablate(
+            model,
+            work,
+            examples=examples,
+            heads=heads,
+            split=split,
+            out=out,
+            threads=threads,
+            seed=seed,
+            progress=not quiet,
+        )
+    print_json(ablation) if json else typer.echo(ablation)
 
 
 @verb

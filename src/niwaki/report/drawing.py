@@ -124,10 +124,17 @@ def inline_svg(figure: Figure, name: str, title: str, description: str, tips: Ma
     return re.sub(r"<svg[^>]*>", lambda match: head, text, count=1)
 
 
-def write_picture(figure: Figure, path: Path, title: str) -> Path:
-    """Write a figure as a file of its own, SVG or PNG by its ending."""
+def check_picture(path: Path) -> None:
+    """Refuse a picture that cannot be written, before the work that it is to show."""
     if path.suffix.lower() not in (".svg", ".png"):
         raise NiwakiError(f"no picture can be written as {path.name}", expected="a name ending in .svg or .png")
+    with style():
+        pass  # matplotlib is there
+
+
+def write_picture(figure: Figure, path: Path, title: str) -> Path:
+    """Write a figure as a file of its own, SVG or PNG by its ending."""
+    check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.writing")
     if path.suffix.lower() == ".png":
