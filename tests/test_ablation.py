@@ -140,8 +140,8 @@ def test_table_and_picture(saved_base: Base, task: Task, tmp_path: Path) -> None
     text = str(ablation)
     part = ablation.of_kind("attention")[2]
     low, high = part.quality.interval
-    cell = f"{part.quality.difference:+.2f} ({low:+.2f}..{high:+.2f})  {part.loss_difference:+.4f}"
-    (line,) = [line for line in text.splitlines() if cell in line]
+    cell = f"{part.quality.difference:+.2f} ({low:+.2f}..{high:+.2f}) {part.loss_difference:+.4f}"
+    (line,) = [line for line in text.splitlines() if cell in " ".join(line.split())]
     assert line.split()[0] == "2"
     assert "One head alone" in text and text.endswith(ablation.verdict.sentence)
     words = {element.text for element in ElementTree.parse(redundancy_picture(ablation, tmp_path / "a.svg")).iter()}
