@@ -10,7 +10,8 @@ from torch import nn
 
 from niwaki.parameters import Parameters
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.prune import units
+from niwaki.techniques.prune import movement, units, weights
+from niwaki.techniques.prune.masks import Rule, read_pattern
 
 Share = Annotated[float, Field(gt=0, le=1)]
 By = Literal[
@@ -171,21 +172,40 @@ class Prune(Technique):
         """Say whether the method works inside a training."""
         return self.by not in ONLY_AT_ONCE
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before any work begins, what cannot be done to this model."""
+        if "weights" in self.cut:
+            weights.check(model, self.rule)
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Remove what goes now."""
         if not self.can_apply:
             return super().apply(model, context)
         if not self.cut:
             return model
+        if "weights" in self.cut:
+            return weights.at_once(model, context, self.by, self.rule, self.examples)
         return units.at_once(model, context, self.by, self.shares, self.even, self.multiple_of, self.examples)
 
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Prepare the model for losing it in training."""
         if not self.can_accompany:
             return super().accompany(model, context)
+        if "weights" in self.cut:
+            kind = movement.Weights if self.by == "movement" else weights.Gradual
+            return kind(model, context, self.by, self.rule, begin=self.begin, end=self.end)
+        if self.by == "movement":
+            return movement.Units(
+                model, context, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
+            )
         return units.Gradual(
             model, context, self.by, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
         )
+
+    @property
+    def rule(self) -> Rule:
+        """Return how many single weights stay."""
+        return Rule(self.keep_weights, read_pattern(self.pattern), self.even)
 
     @property
     def shares(self) -> dict[str, float]:
