@@ -1,11 +1,11 @@
 """Movement pruning: what the training moves away from zero stays, what it moves towards zero goes.
 
 Each weight has a score S, learnt with it: the forward pass sees W * M, where M keeps the highest scores, and the
-gradient goes through M as if it were S (straight-through), so that dL/dS = dL/d(W * M) * W. A score rises while W and its
-gradient pull apart in sign, also for weights that are not seen at the moment: they may come back.
+gradient goes through M as if it were S (straight-through), so that dL/dS = dL/d(W * M) * W. A score rises while W and
+its gradient differ in sign, also for weights that are not seen at the moment: they may come back.
 
-Source: Sanh, Wolf and Rush 2020, Movement Pruning: Adaptive Sparsity by Fine-Tuning, section 4. For whole units: Lagunas
-et al. 2021, Block Pruning For Faster Transformers, section 3.
+Source: Sanh, Wolf and Rush 2020, Movement Pruning: Adaptive Sparsity by Fine-Tuning, section 4. For whole units:
+Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3.
 """
 
 # B batch, T tokens, O outputs, I inputs, U units (heads or neurons) of a layer

@@ -22,8 +22,8 @@ def solve(weight_OI: Tensor, products_II: Tensor, rule: Rule, block: int = BLOCK
 
     With H = X^T X of the inputs X, removing weight j of a row costs w_j^2 / [H^-1]_jj, and what is left of the row
     changes best by -(w_j / [H^-1]_jj) [H^-1]_j,: (optimal brain surgeon). Columns are visited from left to right, and
-    those passed by change no more, so that all rows share the inverses of H without the columns before j. These stand in
-    the rows of one upper Cholesky factor U of H^-1: [(H_j:)^-1]_jj = U_jj^2. All is computed in 64 bits.
+    those passed by change no more, so that all rows share the inverses of H without the columns before j. These stand
+    in the rows of one upper Cholesky factor U of H^-1: the first row of (H_j:)^-1 is U_jj U_j,j:. All in 64 bits.
 
     Args:
         weight_OI: the matrix.
@@ -70,6 +70,7 @@ def factor_of_inverse(products_II: Tensor) -> Tensor:
     mean = products_II.diagonal().mean()
     eye_II = torch.eye(len(products_II), dtype=products_II.dtype, device=products_II.device)
     share = DAMPING
+    upper_II: Tensor
     for _ in range(TRIES):
         damped_II = products_II + eye_II * (share * mean + idle_I)
         lower_II, failed = torch.linalg.cholesky_ex(damped_II)
