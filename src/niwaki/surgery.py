@@ -138,8 +138,9 @@ def quantize_embedding(model: nn.Module, *, module: str, bits: int = 8) -> None:
 def sparsify_linear(model: nn.Module, *, module: str, kept: int) -> None:
     """Store a linear's weight (O, I) sparse: in the file only the weights that are not zero, and a bitmap.
 
-    The zeros were decided, and the others trained or solved for, by whoever calls; here they are counted. In memory the
-    linear stays what it is, so it can be trained, narrowed, quantized and exported as any other.
+    The zeros were decided, and the others trained or solved for, by whoever calls; here they are counted, and lose
+    their sign (a mask times a negative weight is -0.0, whose bits are not zero). In memory the linear stays what it is,
+    so it can be trained, narrowed, quantized and exported as any other.
 
     Args:
         model: any model.
@@ -154,6 +155,8 @@ def sparsify_linear(model: nn.Module, *, module: str, kept: int) -> None:
     found = int(linear.weight.count_nonzero())
     if found > kept:
         raise NiwakiError(f"{module} has {found} weights that are not zero", expected=f"at most {kept}")
+    with torch.no_grad():
+        linear.weight.masked_fill_(linear.weight == 0, 0.0)
 
 
 def is_sparse(model: nn.Module) -> bool:
