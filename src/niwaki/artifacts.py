@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from niwaki.anatomy import anatomy_of, label_names, longest_input, rows_of
 from niwaki.checkpoint import is_run, load, load_tokenizer, weights_hash, write_text
 from niwaki.errors import NiwakiError, closest
-from niwaki.export import Parity, export_onnx, export_openvino
+from niwaki.export import Parity, export_onnx, export_openvino, export_safetensors
 
 if TYPE_CHECKING:
     from niwaki.task import Encoded, Task
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS: dict[str, tuple[str, Callable[..., Parity]]] = {
     "onnx": ("model.onnx", export_onnx),
     "openvino": ("openvino/model.xml", export_openvino),
+    "safetensors": ("safetensors/model.safetensors", export_safetensors),
 }
 PARITY_ROWS = 64
 
@@ -32,7 +33,7 @@ def export(run: str | Path | Any, to: str = "onnx", out: str | Path | None = Non
 
     Args:
         run: a run, its folder, or a folder that Transformers wrote.
-        to: "onnx" or "openvino".
+        to: "onnx", "openvino" or "safetensors" (a folder with every weight, zeros too, and the tokenizer).
         out: the file to write; by default it stands in `artifacts/` in the model's folder.
         task: where the inputs of the check come from; a run remembers its own.
 
@@ -51,6 +52,7 @@ def export(run: str | Path | Any, to: str = "onnx", out: str | Path | None = Non
     rows = _rows(folder, model, task)
     path = Path(out) if out is not None else folder / "artifacts" / FORMATS[to][0]
     write_artifact(model, to, path, examples_of(model, rows))
+    _complete(folder, to, path)
     return path
 
 
@@ -81,8 +83,15 @@ def artifact_of(
         if kept.pop("weights") == digest:
             return path, kept
     parity = write_artifact(model, to, path, examples_of(model, rows))
+    _complete(source, to, path)
     log({"event": "export", "to": to, "size_bytes": path.stat().st_size, **parity})
     return path, parity
+
+
+def _complete(source: str | Path, to: str, path: Path) -> None:
+    """Put the tokenizer beside weights that are to be loaded as a model folder."""
+    if to == "safetensors":
+        load_tokenizer(source).save_pretrained(path.parent)
 
 
 def write_artifact(model: nn.Module, to: str, path: Path, examples: list[dict[str, Tensor]]) -> dict[str, Any]:

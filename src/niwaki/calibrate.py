@@ -1,6 +1,6 @@
-"""Run rows through a model and gather what techniques decide by: logits, ranges, what each layer changes."""
+"""Run rows through a model and gather what techniques decide by: logits, ranges, influence, products of inputs."""
 
-# B batch, T tokens, D hidden, C classes, N rows
+# B batch, T tokens, D hidden, C classes, N rows, I inputs of a linear
 
 from __future__ import annotations
 
@@ -99,8 +99,7 @@ def input_ranges(
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
 
     def see(name: str, states: Tensor, output: Tensor) -> None:
-        values = states[mask[0].bool()] if states.dim() == 3 and states.shape[:2] == mask[0].shape else states
-        values = values.float().flatten()
+        values = _real(states, mask[0]).float().flatten()
         if keep < 1.0:
             tail = max(1, round(values.numel() * (1.0 - keep) / 2))
             low, high = values.kthvalue(tail).values, values.kthvalue(values.numel() - tail + 1).values
@@ -114,6 +113,61 @@ def input_ranges(
     if keep < 1.0:
         return {name: _mean_range(ranges) for name, ranges in seen.items()}
     return {name: (min(low for low, _ in ranges), max(high for _, high in ranges)) for name, ranges in seen.items()}
+
+
+def input_products(
+    model: nn.Module, names: Sequence[str], batches: Batches, *, squares_only: bool = False
+) -> dict[str, Tensor]:
+    """Return X^T X (I, I) of each linear's inputs X over all tokens that are not padding, or only its diagonal (I,).
+
+    A pass through the model ends as soon as the last of the linears has run. Linears that read the very same tensor
+    (query, key and value) share one product.
+
+    Args:
+        model: in any mode; it is run in eval mode without gradients.
+        names: dotted names of linears whose input is (B, T, I) or (B, I).
+        batches: padded batches with an attention mask.
+        squares_only: sum up ||X_j||^2 alone.
+
+    Returns:
+        By name, in 64 bits.
+    """
+    mask: list[Tensor] = []
+    reader: dict[str, str] = {}  # the first linear that reads what this one reads
+    read: dict[str, Tensor] = {}  # in the present batch, by first readers
+    sums: dict[str, Tensor] = {}
+
+    def see(name: str, states: Tensor, output: Tensor) -> None:
+        first = next((other for other, tensor in read.items() if tensor is states), name)
+        reader[name] = first
+        if first == name:
+            read[name] = states
+            real_PI = _real(states, mask[0]).flatten(0, -2).float()
+            product = real_PI.square().sum(dim=0) if squares_only else real_PI.T @ real_PI
+            sums[name] = sums[name] + product.double() if name in sums else product.double()
+        seen.add(name)
+        if len(seen) == len(names):
+            raise _Enough
+
+    with watched({name: model.get_submodule(name) for name in names}, see):
+        for batch in _evaluated(model, batches, mask):
+            read.clear()
+            seen: set[str] = set()
+            with contextlib.suppress(_Enough):
+                model(**batch)
+    # made in inference mode, where nothing can be changed afterwards: copies can
+    copies = {name: product.clone() for name, product in sums.items()}
+    return {name: copies[reader[name]] for name in names}
+
+
+class _Enough(Exception):
+    """End a pass through a model from within."""
+
+
+def _real(states: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the states of all tokens that are not padding, (P, D), or states that have no tokens as they are."""
+    has_tokens = states.dim() == 3 and states.shape[:2] == mask_BT.shape
+    return states[mask_BT.bool()] if has_tokens else states
 
 
 def block_influence(model: nn.Module, batches: Batches) -> list[float]:

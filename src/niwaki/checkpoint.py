@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from niwaki import sparse
 from niwaki.errors import NiwakiError
-from niwaki.surgery import is_plain, journal_of, replay
+from niwaki.surgery import is_plain, is_sparse, journal_of, replay
 
 WEIGHTS = "model.safetensors"
 JOURNAL = "journal.jsonl"
@@ -42,11 +43,17 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
+def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: bool = False) -> Path:
     """Write a model into `folder`, beside whatever else is there.
 
     The weights are written last: a folder with `model.safetensors` is whole. Where every layer kept the shape that the
-    config states, the folder is a plain Transformers model as well.
+    config states, the folder is a plain Transformers model as well, unless its weights are stored sparse.
+
+    Args:
+        model: to be written.
+        folder: made where it is missing.
+        tokenizer: written beside the model.
+        dense: write zeros too, also of weights that `surgery.sparsify_linear` says are stored sparse.
     """
     from safetensors.torch import save_file
 
@@ -55,7 +62,11 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
     (folder / WEIGHTS).unlink(missing_ok=True)
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     config["architectures"] = [type(model).__name__]
-    config["niwaki"] = {"plain": is_plain(model)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata: dict[str, str] = {}
+    if is_sparse(model) and not dense:
+        tensors, metadata = sparse.pack(tensors)
+    config["niwaki"] = {"plain": is_plain(model) and not metadata}
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     journal = journal_of(model)
     if len(journal) > 1:
@@ -64,9 +75,8 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
         (folder / JOURNAL).unlink(missing_ok=True)  # nothing was edited: a plain Transformers folder
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     aside = folder / f".{WEIGHTS}.writing"
-    save_file(tensors, aside, metadata={"format": "pt"})
+    save_file(tensors, aside, metadata={"format": "pt", **metadata})
     aside.replace(folder / WEIGHTS)
     return folder
 
@@ -99,7 +109,6 @@ def load_run(folder: Path) -> nn.Module:
     """Build the base without weights, replay the journal, read the weights strictly."""
     import transformers
     from accelerate import init_empty_weights
-    from safetensors.torch import load_file
 
     if not (folder / WEIGHTS).is_file():
         raise NiwakiError(
@@ -113,7 +122,7 @@ def load_run(folder: Path) -> nn.Module:
     model.niwaki_journal = records[:1]  # type: ignore[assignment]
     replay(model, records)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+        model.load_state_dict(sparse.read(folder / WEIGHTS), strict=True, assign=True)
     except RuntimeError as error:
         raise NiwakiError(f"{folder / WEIGHTS} does not fit {folder / JOURNAL}: {error}") from error
     return model.eval()

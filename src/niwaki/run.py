@@ -91,7 +91,7 @@ def compress(
         task: the task and its data.
         out: the run folder.
         seed: of everything random.
-        export: artifacts to write, of "onnx" and "openvino".
+        export: artifacts to write, of "onnx", "openvino" and "safetensors".
         measure: compare the result with the base when it is done, and write the model card.
         runtimes: to measure in; by default those that are installed.
         threads: of PyTorch, and of one inference when measured; by default as PyTorch is set, and the physical cores.

@@ -25,3 +25,13 @@ def cubic(progress: float, begin: float, end: float) -> float:
     if progress <= begin:
         return 0.0
     return float(1.0 - (1.0 - (progress - begin) / (end - begin)) ** 3)
+
+
+def in_stages(progress: float, begin: float, end: float, stages: int) -> float:
+    """Return the last of so many even stages between `begin` and `end` that `progress` has reached.
+
+    >>> [in_stages(p, 0.0, 0.5, 5) for p in (0.0, 0.19, 0.2, 0.6)]
+    [0.0, 0.1, 0.2, 0.5]
+    """
+    done = min(max((progress - begin) / (end - begin), 0.0), 1.0)
+    return begin + (end - begin) * int(done * stages) / stages

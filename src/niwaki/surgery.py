@@ -134,9 +134,42 @@ def quantize_embedding(model: nn.Module, *, module: str, bits: int = 8) -> None:
     _put(model, module, QuantizedEmbedding.from_embedding(table))
 
 
+@edit
+def sparsify_linear(model: nn.Module, *, module: str, kept: int) -> None:
+    """Store a linear's weight (O, I) sparse: in the file only the weights that are not zero, and a bitmap.
+
+    The zeros were decided, and the others trained or solved for, by whoever calls; here they are counted, and lose
+    their sign (a mask times a negative weight is -0.0, whose bits are not zero). In memory the linear stays what it is,
+    so it can be trained, narrowed, quantized and exported as any other.
+
+    Args:
+        model: any model.
+        module: dotted name of the linear.
+        kept: how many weights may be other than zero.
+    """
+    linear = model.get_submodule(module)
+    if not isinstance(linear, nn.Linear):
+        raise NiwakiError(f"{module} is a {type(linear).__name__}", expected="a linear that is not packed yet")
+    if linear.weight.is_meta:
+        return
+    found = int(linear.weight.count_nonzero())
+    if found > kept:
+        raise NiwakiError(f"{module} has {found} weights that are not zero", expected=f"at most {kept}")
+    with torch.no_grad():
+        linear.weight.masked_fill_(linear.weight == 0, 0.0)
+
+
+def is_sparse(model: nn.Module) -> bool:
+    """Say whether weights of the model are to be stored sparse."""
+    return any(record["edit"] == "sparsify_linear" for record in journal_of(model))
+
+
 def narrow_linear(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
     """Keep these rows (`dim` 0) or columns (`dim` 1) of a linear, in place."""
     index = index.to(linear.weight.device)
+    for name, buffer in linear.named_buffers(recurse=False):  # a mask goes where its weights go
+        if buffer.shape == linear.weight.shape:
+            setattr(linear, name, buffer.index_select(dim, index))
     # new_empty keeps meta tensors meta; index_select copies the chosen rows into contiguous memory
     linear.weight = nn.Parameter(linear.weight.detach().index_select(dim, index), linear.weight.requires_grad)
     if dim == 0 and linear.bias is not None:

@@ -122,6 +122,11 @@ class Technique(Parameters):
             cls.name = cls.__name__.lower()
 
     @property
+    def cuts(self) -> Grain:
+        """Return what these parameters cut; the class's grain unless a technique says otherwise."""
+        return self.grain
+
+    @property
     def can_apply(self) -> bool:
         """Say whether the technique can stand as a step of its own."""
         return type(self).apply is not Technique.apply

@@ -161,7 +161,7 @@ def check_no_scaffolding(model: nn.Module, technique: Technique) -> None:
 
 def check_together(technique: Technique, other: Technique, context: Context) -> None:
     """Two techniques train two steps beside each other, finish, reload, equal."""
-    pair = sorted((technique, other), key=lambda one: -one.grain if one.grain else 1)
+    pair = sorted((technique, other), key=lambda one: -one.cuts if one.cuts else 1)
     model = short_train(pair, context).run(fresh(context), context)
     check_no_scaffolding(model, technique)
     folder = context.workspace.parent / f"{technique.name}-{other.name}"

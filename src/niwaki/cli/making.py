@@ -20,7 +20,7 @@ Settings = Annotated[
     typer.Option("--set", "-s", metavar="PATH=VALUE", help="Set one value of the recipe; repeat for more."),
 ]
 Exports = Annotated[
-    list[str], typer.Option("--export", help="Artifacts to write: onnx, openvino, onnx,openvino or none.")
+    list[str], typer.Option("--export", help="Artifacts to write, with commas: onnx, openvino, safetensors, or none.")
 ]
 
 
@@ -143,7 +143,7 @@ def compress(
 @verb
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, or the folder of a fine-tuned model.")],
-    to: Annotated[str, typer.Option("--to", help="onnx or openvino.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino or safetensors.")] = "onnx",
     out: Annotated[Path | None, typer.Option("--out", help="The file to write, else RUN/artifacts/.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Rows to check on; a run knows its own.")] = None,
     task: options.Kind = "text-classification",
@@ -162,6 +162,7 @@ def export(
     Examples:
       niwaki export runs/small
       niwaki export runs/small --to openvino
+      niwaki export runs/pruned --to safetensors
       niwaki export runs/base --to onnx --data reviews/ --out base.onnx
 
     Exit codes: 0 done, 1 the artifact does not agree with its model, 2 something in the command is wrong.

@@ -8,6 +8,7 @@ where the task has pairs, `token_type_ids`, int64 (B, T) with both free, and giv
 from __future__ import annotations
 
 from niwaki.export.artifact import export_onnx, export_openvino
+from niwaki.export.dense_file import export_safetensors
 from niwaki.export.parity import Parity
 
-__all__ = ["Parity", "export_onnx", "export_openvino"]
+__all__ = ["Parity", "export_onnx", "export_openvino", "export_safetensors"]

@@ -13,18 +13,21 @@ from niwaki.anatomy import Layer, anatomy_of
 class Gates(nn.Module):
     """Multiply the units of one kind, in every layer, by a mask of 0 and 1, and gather each unit's importance.
 
-    The importance of a unit is |dL/dg| at g = 1, the first-order change of the loss if the unit went (Michel et al.
-    2019, equation 2; Molchanov et al. 2017), averaged over steps with weight `memory` on the past.
+    What is gathered, a step: |dL/dg| at g = 1, the first-order change of the loss if the unit went (Michel et al. 2019,
+    equation 2; Molchanov et al. 2017); (dL/dg)^2, the diagonal of the empirical Fisher information (Kwon et al. 2022,
+    equation 6); or the mean square of what the unit puts out. Steps are summed, or averaged with weight `memory` on the
+    past.
 
     Args:
         model: of a known family.
         kind: "heads" (gates stand before the output projection) or "neurons" (before the down projection).
+        by: "first-order", "fisher" or "activation"; with any other word nothing is gathered.
         memory: in [0, 1); 0 keeps the sum over all steps instead of a moving average.
     """
 
-    def __init__(self, model: nn.Module, kind: str, memory: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, kind: str, by: str = "first-order", memory: float = 0.0) -> None:
         super().__init__()
-        self.kind, self.memory = kind, memory
+        self.kind, self.by, self.memory = kind, by, memory
         layers = anatomy_of(model).layers
         device = next(model.parameters()).device
         counts = [layer.heads if kind == "heads" else layer.neurons for layer in layers]
@@ -43,17 +46,25 @@ class Gates(nn.Module):
             value = gate * self.mask(index)
             if width > 1:
                 value = value.repeat_interleave(width)
-            return (inputs[0] * value.to(inputs[0].dtype), *inputs[1:])
+            output = inputs[0] * value.to(inputs[0].dtype)
+            if self.by == "activation":
+                squares = output.detach().float().square().flatten(0, -2).mean(dim=0)
+                self._gather(index, squares.unflatten(0, (-1, width)).sum(dim=1))
+            return (output, *inputs[1:])
 
         def remember(gradient: Tensor) -> None:
-            importance = self.importance(index)
-            if self.memory:
-                importance.mul_(self.memory).add_(gradient.abs(), alpha=1.0 - self.memory)
-            else:
-                importance.add_(gradient.abs())
+            if self.by != "activation":
+                self._gather(index, gradient.square() if self.by == "fisher" else gradient.abs())
 
         linear = layer.part("output" if self.kind == "heads" else "down")
         return [linear.register_forward_pre_hook(multiply), gate.register_hook(remember)]
+
+    def _gather(self, index: int, value: Tensor) -> None:
+        importance = self.importance(index)
+        if self.memory:
+            importance.mul_(self.memory).add_(value, alpha=1.0 - self.memory)
+        else:
+            importance.add_(value)
 
     def mask(self, index: int) -> Tensor:
         """Return the mask of one layer."""
@@ -65,7 +76,11 @@ class Gates(nn.Module):
 
     def importances(self) -> list[Tensor]:
         """Return the importances of all layers; a unit that is gone has -1, below any other."""
-        return [self.importance(i).masked_fill(self.mask(i) == 0, -1.0) for i in range(len(self.gates))]
+        return self.closed_last([self.importance(index) for index in range(len(self.gates))])
+
+    def closed_last(self, values: list[Tensor]) -> list[Tensor]:
+        """Return importances of all layers with -1 for each unit that is gone."""
+        return [value.masked_fill(self.mask(index) == 0, -1.0) for index, value in enumerate(values)]
 
     def close(self, kept: list[list[int]]) -> None:
         """Let only these units of each layer through."""

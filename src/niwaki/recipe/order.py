@@ -54,26 +54,26 @@ def _check_together(together: Sequence[Technique], place: str) -> None:
                 fix=f"- {technique.name}",
                 place=f"{place}.together[{index}]",
             )
-    _check_descent([technique for technique in together if technique.grain != Grain.NONE], together, place)
+    _check_descent([technique for technique in together if technique.cuts != Grain.NONE], together, place)
 
 
 def _check_descent(cutters: Sequence[Technique], together: Sequence[Technique], place: str) -> None:
     """Refuse cutting techniques whose grains do not strictly descend, and write out the right order."""
     seen: dict[Grain, str] = {}
     for technique in cutters:
-        if technique.grain in seen:
+        if technique.cuts in seen:
             raise NiwakiError(
-                f"{seen[technique.grain]} and {technique.name} both cut {_word(technique.grain)}s",
+                f"{seen[technique.cuts]} and {technique.name} both cut {_word(technique.cuts)}s",
                 expected="at most one technique for each of layer, unit, weight and bit in one train",
                 fix=f"{technique.name} in a train of its own, before or after this one",
                 place=f"{place}.together",
             )
-        seen[technique.grain] = technique.name
+        seen[technique.cuts] = technique.name
     for first, second in pairwise(cutters):
-        if first.grain < second.grain:
+        if first.cuts < second.cuts:
             names = ", ".join(technique.name for technique in coarse_to_fine(together))
             raise NiwakiError(
-                f"{first.name} cuts {_word(first.grain)}s before {second.name} cuts {_word(second.grain)}s",
+                f"{first.name} cuts {_word(first.cuts)}s before {second.name} cuts {_word(second.cuts)}s",
                 expected="coarse to fine: layers, then units, then weights, then bits",
                 fix=f"together in this order: {names}",
                 place=f"{place}.together",
@@ -82,8 +82,8 @@ def _check_descent(cutters: Sequence[Technique], together: Sequence[Technique], 
 
 def coarse_to_fine(together: Sequence[Technique]) -> list[Technique]:
     """Return the techniques in the right order; those that cut nothing keep their places."""
-    ordered = iter(sorted((one for one in together if one.grain != Grain.NONE), key=lambda one: -one.grain))
-    return [one if one.grain == Grain.NONE else next(ordered) for one in together]
+    ordered = iter(sorted((one for one in together if one.cuts != Grain.NONE), key=lambda one: -one.cuts))
+    return [one if one.cuts == Grain.NONE else next(ordered) for one in together]
 
 
 def _check_packed(steps: Sequence[Step]) -> None:
@@ -118,12 +118,12 @@ def _parts(step: Step) -> tuple[Technique, ...]:
 
 def _packs(step: Step) -> bool:
     """Say whether a step leaves bits behind."""
-    return any(part.grain == Grain.BIT for part in _parts(step))
+    return any(part.cuts == Grain.BIT for part in _parts(step))
 
 
 def _cuts(step: Step) -> bool:
     """Say whether a step cuts layers, units or weights."""
-    return any(part.grain > Grain.BIT for part in _parts(step))
+    return any(part.cuts > Grain.BIT for part in _parts(step))
 
 
 def _label(step: Step) -> str:

@@ -14,6 +14,7 @@ LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_heads")
 NEURONS = ("intermediate_size", "hidden_dim")
 KNOWN = {"build", "keep_layers", "narrow_heads", "narrow_neurons", "quantize_linear", "quantize_embedding"}
+KNOWN |= {"sparsify_linear"}
 
 
 @dataclass
@@ -46,6 +47,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
         kept = ", ".join(map(str, shape.layers))
         sentences.append(f"layer{'s' * (len(shape.layers) != 1)} {kept} kept" + (f", of {total}" if total else ""))
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
+    sentences += _sparse(journal)
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences
@@ -85,6 +87,21 @@ def _width(shape: Shape, layer: int, heads: int | None, neurons: int | None) -> 
         if layer in left:
             parts.append(f"{left[layer]:,} of {total:,} {noun}" if total else f"{left[layer]:,} {noun}")
     return ", ".join(parts)
+
+
+def _sparse(journal: Sequence[Row]) -> list[str]:
+    """Count what is stored sparse, each linear as it was left last, and say where that pays.
+
+    >>> _sparse([{"edit": "sparsify_linear", "module": "a", "kept": kept} for kept in (9, 5)])
+    ['1 linear layer stored sparse, 5 weights left: smaller in model.safetensors; ONNX, OpenVINO hold the zeros']
+    """
+    records = [record for record in journal if record.get("edit") == "sparsify_linear"]
+    left = {record.get("module"): record.get("kept", 0) for record in records}
+    if not left:
+        return []
+    layers = f"{len(left)} linear layer{'s' * (len(left) != 1)}"
+    where = "smaller in model.safetensors; ONNX, OpenVINO hold the zeros"
+    return [f"{layers} stored sparse, {sum(left.values()):,} weights left: {where}"]
 
 
 def _packed(journal: Sequence[Row]) -> list[str]:

@@ -1,0 +1,214 @@
+"""The parameters of `prune`, and the method that each `by` stands for."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from niwaki.parameters import Parameters
+from niwaki.technique import Companion, Context, Grain, Technique
+from niwaki.techniques.prune import movement, units, weights
+from niwaki.techniques.prune.masks import Rule, read_pattern
+
+Share = Annotated[float, Field(gt=0, le=1)]
+By = Literal[
+    "first-order",
+    "magnitude",
+    "fisher",
+    "activation",
+    "random",
+    "mask-search",
+    "second-order",
+    "hard-concrete",
+    "movement",
+    "wanda",
+    "sparsegpt",
+]
+#: What each method can cut. `macs`, `latency` and `parameters` are budgets over heads and neurons (and what else the
+#: method can cut) together.
+CUTS: dict[str, tuple[str, ...]] = {
+    "first-order": ("heads", "neurons", "hidden"),
+    "magnitude": ("heads", "neurons", "hidden", "weights"),
+    "fisher": ("heads", "neurons", "hidden"),
+    "activation": ("heads", "neurons", "hidden"),
+    "random": ("heads", "neurons", "hidden", "weights"),
+    "mask-search": ("heads", "neurons", "macs"),
+    "second-order": ("heads", "neurons", "latency"),
+    "hard-concrete": ("parameters",),
+    "movement": ("heads", "neurons", "weights"),
+    "wanda": ("weights",),
+    "sparsegpt": ("weights",),
+}
+ONLY_AT_ONCE = ("mask-search", "second-order", "wanda", "sparsegpt")
+ONLY_IN_TRAIN = ("hard-concrete", "movement")
+
+
+class Keep(Parameters):
+    """Say what stays of a whole model's cost, in one of three ways.
+
+    Args:
+        latency: share of the layers' time in the runtime the model is made for; a list makes a run for each share.
+        macs: share of the layers' multiply-accumulates.
+        parameters: share of the layers' parameters.
+    """
+
+    name: ClassVar[str] = "keep"
+
+    latency: Share | tuple[Share, ...] | None = None
+    macs: Share | None = None
+    parameters: Share | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Keep:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"keep has {', '.join(given) or 'nothing'}, expected one of latency, macs and parameters")
+        return self
+
+
+class Prune(Technique):
+    """Remove attention heads, feed-forward neurons, hidden channels or single weights, by one of many measures.
+
+    What goes is chosen by `by`, all at once as a step, or little by little inside `train`, where the rest learns to do
+    without it (share removed at progress p: 1 - (1 - s)^3 with s = (p - begin) / (end - begin)).
+
+    Heads, neurons and channels leave smaller matrices, faster in every runtime. Each unit u has a gate g_u = 1 in the
+    forward pass, and with the loss L an importance: "first-order" |dL/dg_u|; "fisher" the sum over batches of
+    (dL/dg_u)^2; "magnitude" the norm of the unit's weights; "activation" the norm of what it puts out; "random" is the
+    control.
+
+    Args:
+        keep_heads: share of attention heads that stays, in (0, 1].
+        keep_neurons: share of feed-forward neurons that stays, in (0, 1].
+        keep_hidden: share of hidden channels (the width between the layers) that stays, in (0, 1].
+        keep_weights: share of the single weights of the layers' matrices that stays, in (0, 1]; they are stored sparse.
+        pattern: "N:M" keeps N of every M weights in a row, as "2:4".
+        keep: what stays of a cost of the whole model: {latency: 0.5}, {macs: 0.5} or {parameters: 0.4}.
+        by: how the importance is measured, and with it the method; see the card.
+        even: the same share in every layer; else the model's most important units stay, wherever they are.
+        multiple_of: neurons and channels of a layer are rounded to a multiple; int8 kernels want 32 or 64.
+        examples: training rows for the importances, as a step. 256 to 2048.
+        begin, end: progress of the training, in [0, 1], at which the first and the last units go.
+
+    Raises:
+        NiwakiError: nothing would be removed, or the method cannot do what is asked.
+
+    Composes with: distill (recommended: the rest learns from the whole model), drop before it, quantize after it.
+
+    References:
+        Michel, Levy and Neubig 2019, Are Sixteen Heads Really Better than One?, equation 2 (importance of heads).
+        Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference, equation 7 (first
+        order). Zhu and Gupta 2017, To Prune, or Not to Prune, equation 1 (cubic schedule).
+
+    Example:
+        >>> Prune(keep_neurons=0.5).keep_heads
+        1.0
+    """
+
+    grain: ClassVar[Grain] = Grain.UNIT
+
+    keep_heads: float = Field(1.0, gt=0, le=1)
+    keep_neurons: float = Field(1.0, gt=0, le=1)
+    keep_hidden: float = Field(1.0, gt=0, le=1)
+    keep_weights: float = Field(1.0, gt=0, le=1)
+    pattern: str | None = None
+    keep: Keep | None = None
+    by: By = "first-order"
+    even: bool = False
+    multiple_of: int = Field(32, ge=1)
+    examples: int = Field(512, ge=1)
+    begin: float = Field(0.05, ge=0, le=1)
+    end: float = Field(0.5, ge=0, le=1)
+
+    @field_validator("pattern")
+    @classmethod
+    def _n_of_m(cls, value: str | None) -> str | None:
+        found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", value or "1:2")
+        if not found or int(found[1]) >= int(found[2]):
+            raise ValueError('a pattern like "2:4": so many weights stay of so many, fewer than all')
+        return value
+
+    @model_validator(mode="after")
+    def _sound(self) -> Prune:
+        if self.end <= self.begin:
+            raise ValueError(f"end is {self.end}, expected a progress above begin, which is {self.begin}")
+        for kind in self.cut:
+            if kind not in CUTS[self.by]:
+                able = ", ".join(by for by, kinds in CUTS.items() if kind in kinds)
+                raise ValueError(f"by {self.by} cannot cut {kind}; these can: {able}")
+        if "weights" in self.cut and len(self.cut) > 1:
+            raise ValueError(f"one prune cuts weights or units, this one cuts {', '.join(self.cut)}: write two")
+        if self.keep is not None and len(self.cut) > 1:
+            raise ValueError(f"keep {self.cut[-1]} decides over heads and neurons: leave keep_heads and keep_neurons")
+        if self.pattern is not None and self.keep_weights < 1.0:
+            raise ValueError(f"pattern {self.pattern} says what stays: leave keep_weights")
+        return self
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """Return what is cut: heads, neurons, hidden, weights, or the cost that `keep` names."""
+        kinds = list(self.shares)
+        if self.pattern is not None or self.keep_weights < 1.0:
+            kinds.append("weights")
+        if self.keep is not None:
+            kinds += [name for name, value in self.keep if value is not None]
+        return tuple(kinds)
+
+    @property
+    def cuts(self) -> Grain:
+        """Return WEIGHT where single weights are cut, else UNIT."""
+        return Grain.WEIGHT if "weights" in self.cut else Grain.UNIT
+
+    @property
+    def can_apply(self) -> bool:
+        """Say whether the method works without a training."""
+        return self.by not in ONLY_IN_TRAIN
+
+    @property
+    def can_accompany(self) -> bool:
+        """Say whether the method works inside a training."""
+        return self.by not in ONLY_AT_ONCE
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before any work begins, what cannot be done to this model."""
+        if "weights" in self.cut:
+            weights.check(model, self.rule)
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Remove what goes now."""
+        if not self.can_apply:
+            return super().apply(model, context)
+        if not self.cut:
+            return model
+        if "weights" in self.cut:
+            return weights.at_once(model, context, self.by, self.rule, self.examples)
+        return units.at_once(model, context, self.by, self.shares, self.even, self.multiple_of, self.examples)
+
+    def accompany(self, model: nn.Module, context: Context) -> Companion:
+        """Prepare the model for losing it in training."""
+        if not self.can_accompany:
+            return super().accompany(model, context)
+        if "weights" in self.cut:
+            kind = movement.Weights if self.by == "movement" else weights.Gradual
+            return kind(model, context, self.by, self.rule, begin=self.begin, end=self.end)
+        if self.by == "movement":
+            return movement.Units(
+                model, context, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
+            )
+        return units.Gradual(
+            model, context, self.by, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
+        )
+
+    @property
+    def rule(self) -> Rule:
+        """Return how many single weights stay."""
+        return Rule(self.keep_weights, read_pattern(self.pattern), self.even)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Return the share that stays of each kind of unit that is cut."""
+        every = {"heads": self.keep_heads, "neurons": self.keep_neurons, "hidden": self.keep_hidden}
+        return {kind: share for kind, share in every.items() if share < 1.0}
