@@ -45,6 +45,7 @@ FLOORS: dict[str, int] = {
     "dialect": 1,
     "parameters": 1,
     "layers": 1,
+    "residual": 1,
     "losses": 1,
     "schedules": 1,
     "errors": 1,
