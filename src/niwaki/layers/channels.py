@@ -25,7 +25,7 @@ def gated_norm(norm: nn.Module, hidden: Tensor, gates_D: Tensor) -> Tensor:
     Norms without a mean (root mean square) are known by their lack of one, `nn.LayerNorm`.
     """
     states, weights = (hidden, gates_D) if hidden.dtype == torch.float64 else (hidden.float(), gates_D.float())
-    shares = weights / weights.sum()
+    shares = weights / weights.sum().clamp_min(1e-3)  # none open: 0, not 0 / 0
     if isinstance(norm, nn.LayerNorm):
         # sums, not products of matrices: autocast would do those in half precision
         states = states - (states * shares).sum(dim=-1, keepdim=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from niwaki.parameters import Parameters
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.prune import units
+from niwaki.techniques.prune import hard_concrete, units
 
 Share = Annotated[float, Field(gt=0, le=1)]
 By = Literal[
@@ -88,9 +88,10 @@ class Prune(Technique):
         keep: what stays of a cost of the whole model: {latency: 0.5}, {macs: 0.5} or {parameters: 0.4}.
         by: how the importance is measured, and with it the method; see the card.
         even: the same share in every layer; else the model's most important units stay, wherever they are.
-        multiple_of: neurons and channels of a layer are rounded to a multiple; int8 kernels want 32 or 64.
+        multiple_of: neurons of a layer, and hidden channels, are rounded to a multiple; int8 kernels want 32 or 64.
         examples: training rows for the importances, as a step. 256 to 2048.
         begin, end: progress of the training, in [0, 1], at which the first and the last units go.
+        gate_learning_rate: of the gates that "hard-concrete" learns. 0.01 (long trainings) to 0.1 (short ones).
 
     Raises:
         NiwakiError: nothing would be removed, or the method cannot do what is asked.
@@ -121,6 +122,7 @@ class Prune(Technique):
     examples: int = Field(512, ge=1)
     begin: float = Field(0.05, ge=0, le=1)
     end: float = Field(0.5, ge=0, le=1)
+    gate_learning_rate: float = Field(0.05, gt=0, le=1)
 
     @field_validator("pattern")
     @classmethod
@@ -171,6 +173,11 @@ class Prune(Technique):
         """Say whether the method works inside a training."""
         return self.by not in ONLY_AT_ONCE
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse what cannot be done to this model."""
+        if self.learnt_share < 1.0:
+            hard_concrete.check(model, self.learnt_share, self.multiple_of)
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Remove what goes now."""
         if not self.can_apply:
@@ -183,9 +190,24 @@ class Prune(Technique):
         """Prepare the model for losing it in training."""
         if not self.can_accompany:
             return super().accompany(model, context)
+        if self.learnt_share < 1.0:
+            return hard_concrete.Learnt(
+                model,
+                context,
+                self.learnt_share,
+                self.multiple_of,
+                begin=self.begin,
+                end=self.end,
+                gate_learning_rate=self.gate_learning_rate,
+            )
         return units.Gradual(
             model, context, self.by, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
         )
+
+    @property
+    def learnt_share(self) -> float:
+        """Return the share of the layers' parameters that hard-concrete gates are to leave; 1 for no such gates."""
+        return (self.keep.parameters or 1.0) if self.keep is not None and self.by == "hard-concrete" else 1.0
 
     @property
     def shares(self) -> dict[str, float]:
