@@ -158,6 +158,7 @@ def test_broken_folders_are_named(tiny_model: Models, tmp_path: Path) -> None:
     with pytest.raises(NiwakiError, match="no model could be loaded"):
         load(tmp_path / "nowhere")
 
+
 def test_without_heads_or_neurons_biases_are_left(family: str, tiny_model: Models, batch: dict[str, Tensor]) -> None:
     """A layer without attention or feed-forward equals the whole one with their outgoing weights at zero."""
     whole = tiny_model(family)

@@ -48,10 +48,9 @@ def residual_of(model: nn.Module) -> Residual:
     """
     anatomy = anatomy_of(model)
     projection = _present(anatomy, anatomy.prefix + anatomy.family.embedding_projection)
-    if projection:
-        tables, start_norms = (), ()
-    else:
-        tables, start_norms = tuple(anatomy.embedding_names()), tuple(_embedding_norms(anatomy))
+    # a projection ends the embedding's own width: what lies before it stays
+    tables = () if projection else tuple(anatomy.embedding_names())
+    start_norms = () if projection else tuple(_embedding_norms(anatomy))
     writers = (*projection, *_parts(anatomy, WRITERS))
     final = _optional(anatomy, "final_norm")
     pre_norm = getattr(anatomy.family, "pre_norm", False)

@@ -76,7 +76,7 @@ def keep_layers(model: nn.Module, *, layers: list[int]) -> None:
 def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
     """Keep these attention heads of one layer: rows of query, key and value, and columns of the output projection.
 
-    With none left the layer attends no more: what stays of the attention is its output bias, and no product is computed.
+    With none left the layer attends no more: what stays of the attention is its output bias, without any product.
     """
     part = _layer(model, layer)
     _check_indices(heads, part.heads, f"heads of layer {layer}", least=0)
@@ -123,7 +123,9 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
     tables = {name: model.get_submodule(name) for name in residual.tables}
     for name, table in tables.items():
         if not isinstance(table, nn.Embedding):
-            raise NiwakiError(f"{name} is a {type(table).__name__}", expected="a table that is not packed into bits yet")
+            raise NiwakiError(
+                f"{name} is a {type(table).__name__}", expected="a table that is not packed into bits yet"
+            )
     index = torch.tensor(channels)
     for table in tables.values():
         _narrow(table, "weight", index, dim=1)
@@ -140,7 +142,7 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
         narrow_linear(linears[name], index, dim=1)
     model.config.hidden_size = len(channels)  # type: ignore[union-attr]
     if tables and hasattr(model.config, "embedding_size"):
-        model.config.embedding_size = len(channels)  # type: ignore[union-attr]
+        model.config.embedding_size = len(channels)
 
 
 @edit
@@ -241,9 +243,7 @@ def _linear(layer: Layer, role: str) -> nn.Linear:
 
 def _as_linear(module: nn.Module, name: str) -> nn.Linear:
     if not isinstance(module, nn.Linear):
-        raise NiwakiError(
-            f"{name} is a {type(module).__name__}", expected="a linear that is not packed into bits yet"
-        )
+        raise NiwakiError(f"{name} is a {type(module).__name__}", expected="a linear that is not packed into bits yet")
     return module
 
 

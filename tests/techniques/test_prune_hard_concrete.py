@@ -63,7 +63,7 @@ def test_samples_follow_the_formula() -> None:
 
 
 def test_count_by_hand(tiny_model: Callable[..., nn.Module]) -> None:
-    """A head of 8 on 32 channels: 4 x 8 x 32 weights and 24 biases; a neuron: 64 and 1; a channel: 2 biases, 2 norms."""
+    """A head of 8: 4 x 8 weights a channel and 24 biases; a neuron: 2 and 1; a channel: 2 biases, 2 norms of 2."""
     model = tiny_model("bert")
     cost = costs_of(model)[0]
     assert (cost.unit, cost.bias, cost.channel) == ({"heads": 32, "neurons": 2}, {"heads": 24, "neurons": 1}, 6)
@@ -86,9 +86,7 @@ def test_count_is_that_of_the_cut_model(family: str, tiny_model: Callable[..., n
     assert counted(11, [0, 3], [2, 0]) == layers_size(model)
 
 
-def test_expected_share_of_gates_that_are_sure(
-    family: str, saved_base: Bases, toy_task: Task, tmp_path: Path
-) -> None:
+def test_expected_share_of_gates_that_are_sure(family: str, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     """Gates that are surely open or closed expect exactly the parameters that are there after the cut."""
     context = make_context(saved_base(family), toy_task, tmp_path)
     model = fresh(context)

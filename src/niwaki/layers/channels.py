@@ -8,6 +8,7 @@ A gated model with gates of 0 and 1 computes what the narrow one will, so that c
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,9 @@ def gated_norm(norm: nn.Module, hidden: Tensor, gates_D: Tensor) -> Tensor:
     else:
         epsilon = norm.variance_epsilon  # type: ignore[assignment]
     variance = (states.square() * shares).sum(dim=-1, keepdim=True)
-    normed = states * torch.rsqrt(variance + epsilon) * (norm.weight * weights)
+    scaled = states * torch.rsqrt(variance + epsilon) * (cast(Tensor, norm.weight) * weights)
     bias = getattr(norm, "bias", None)
-    return normed if bias is None else normed + bias * weights
+    return scaled if bias is None else scaled + bias * weights
 
 
 def stand_channels(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ class Masks(nn.Module):
 
     def value(self, index: int) -> Tensor:
         """Return what one group's units are multiplied by."""
-        return self.gates[index] * self.mask(index)
+        return cast(Tensor, self.gates[index] * self.mask(index))
 
     def _gather(self, index: int, value: Tensor) -> None:
         importance = self.importance(index)

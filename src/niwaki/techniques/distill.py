@@ -19,7 +19,6 @@ from niwaki.losses import relation_divergence, scaled_squares, soft_targets
 from niwaki.teacher import LOGITS, ROLES, TeacherOutputs, hidden_name, relation_name, teacher_outputs
 from niwaki.technique import Companion, Context, Grain, Technique
 
-
 #: How many teacher layers "nearest" matches.
 NEAREST_LAYERS = 4
 
@@ -154,7 +153,10 @@ class Distillation(Companion):
         self.nearest = distill.hidden_layers == "nearest"
         # a student layer whose partner changes needs a map that fits all of them
         self.projections = nn.ModuleList(
-            [_projection(width, outputs.width(hidden_name(theirs))).to(device) for _, theirs in pairs[: 1 if self.nearest else None]]
+            [
+                _projection(width, outputs.width(hidden_name(theirs))).to(device)
+                for _, theirs in pairs[: 1 if self.nearest else None]
+            ]
         )
         self.candidates = range(1, anatomy.num_layers + 1) if self.nearest and pairs else [ours for ours, _ in pairs]
         watched = {hidden_name(ours): anatomy.layers[ours - 1].module for ours in self.candidates}

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +43,16 @@ def check(model: nn.Module, keep: float, multiple_of: int) -> None:
 class Learnt(Companion):
     """Learn gates on channels, modules and units until the layers hold no more than their share of parameters.
 
-    Minimises task loss + m1 (s - t) + m2 (s - t)^2 over weights and gates, with s the expected share of parameters and t
-    the target, which falls from the beginning's share to `keep`; the multipliers climb the same function.
+    Minimises task loss + m1 (s - t) + m2 (s - t)^2 over weights and gates, with s the expected share of parameters and
+    t the target, which falls from the beginning's share to `keep`; the multipliers climb the same function.
 
     At `end` the likeliest units that fill the budget get gates of 1, all others 0, and the rest of the training
     recovers.
     """
+
+    multipliers: Tensor
+    is_frozen: Tensor
+    hidden_mask: Tensor
 
     def __init__(
         self,
@@ -116,11 +120,14 @@ class Learnt(Companion):
         """Return the factors of channels, and of each layer's units those of their module in them."""
         attentions, feed_forwards = value(self.attentions), value(self.feed_forwards)
         gates = {"hidden": value(self.hidden)}
-        for index, (heads, neurons) in enumerate(zip(self.heads, self.neurons, strict=True)):
-            assert isinstance(heads, HardConcrete) and isinstance(neurons, HardConcrete)
+        for index, (heads, neurons) in enumerate(zip(self.units("heads"), self.units("neurons"), strict=True)):
             gates[f"heads_{index}"] = attentions[index] * value(heads)
             gates[f"neurons_{index}"] = feed_forwards[index] * value(neurons)
         return gates
+
+    def units(self, kind: str) -> list[HardConcrete]:
+        """Return the gates on the units of one kind, of each layer."""
+        return [cast(HardConcrete, gates) for gates in (self.heads if kind == "heads" else self.neurons)]
 
     def expected_share(self) -> Tensor:
         """Return the expected share of the layers' parameters that is left."""
@@ -157,8 +164,8 @@ class Learnt(Companion):
             self.hidden.log_open_chance().cpu(),
             self.attentions.log_open_chance().cpu(),
             self.feed_forwards.log_open_chance().cpu(),
-            [heads.log_open_chance().cpu() for heads in self.heads],  # type: ignore[operator,union-attr]
-            [neurons.log_open_chance().cpu() for neurons in self.neurons],  # type: ignore[operator,union-attr]
+            [gates.log_open_chance().cpu() for gates in self.units("heads")],
+            [gates.log_open_chance().cpu() for gates in self.units("neurons")],
         )
         structure = choose_structure(self.costs, chances, self.keep * self.whole, self.multiple_of)
         assert structure is not None  # `check` refused such a share
@@ -222,4 +229,3 @@ def _open(mask: Tensor, units: list[int]) -> None:
 def _parameters(model: nn.Module) -> int:
     """Return the number of parameters in the layers."""
     return sum(parameter.numel() for parameter in anatomy_of(model).layer_list.parameters())
-

@@ -1,4 +1,4 @@
-"""How many parameters the layers of a model hold with these units left, and which units to keep for a number of them."""
+"""How many parameters layers hold with these units left, and which units to keep for a number of parameters."""
 
 # L layers, D hidden, H heads, N neurons
 
@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of, rows_of
-from niwaki.residual import residual_of
 
 READERS = {"heads": ("query", "key", "value"), "neurons": ("up", "gate")}
 WRITERS = {"heads": "output", "neurons": "down"}
@@ -44,8 +44,7 @@ class Structure:
 
 def costs_of(model: nn.Module) -> list[Costs]:
     """Count the parameters of each layer."""
-    width = residual_of(model).width
-    return [_costs(layer, width) for layer in anatomy_of(model).layers]
+    return [_costs(layer) for layer in anatomy_of(model).layers]
 
 
 def count(costs: Sequence[Costs], hidden: Tensor, heads: Sequence[Tensor], neurons: Sequence[Tensor]) -> Tensor:
@@ -54,7 +53,8 @@ def count(costs: Sequence[Costs], hidden: Tensor, heads: Sequence[Tensor], neuro
     Args:
         costs: of each layer.
         hidden: number of channels, or their expected number.
-        heads, neurons: of each layer, the number of units, or the expected one.
+        heads: of each layer, their number, or the expected one.
+        neurons: the same of neurons.
     """
     per_layer = [
         (cost.unit["heads"] * hidden + cost.bias["heads"]) * heads[index]
@@ -167,7 +167,7 @@ def _blocks(chances: Chances, kind: str, size: int) -> Iterator[_Block]:
             yield _Block(chance, kind, layer, block)
 
 
-def _costs(layer: Layer, width: int) -> Costs:
+def _costs(layer: Layer) -> Costs:
     unit, bias = {}, {}
     per_channel = 0
     for kind, number in (("heads", layer.heads), ("neurons", layer.neurons)):
@@ -175,8 +175,8 @@ def _costs(layer: Layer, width: int) -> Costs:
         writer = layer.part(WRITERS[kind])
         rows = sum(rows_of(reader) for reader in readers)
         biases = sum(rows_of(reader) for reader in readers if reader.bias is not None)
-        columns = writer.weight.shape[1]  # type: ignore[union-attr,index]
-        unit[kind] = (rows + int(columns)) // max(1, number)
+        columns = cast(Tensor, writer.weight).shape[1]
+        unit[kind] = (rows + columns) // max(1, number)
         bias[kind] = biases // max(1, number)
         per_channel += writer.bias is not None
     for role in ("attention_norm", "output_norm"):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +87,7 @@ def magnitude(layer: Layer, kind: str) -> Tensor:
 
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural Networks, for single weights.
     """
-    weight = layer.part("output" if kind == "heads" else "down").weight.detach()
-    assert isinstance(weight, Tensor)
+    weight = cast(Tensor, layer.part("output" if kind == "heads" else "down").weight).detach()
     width = layer.head_size if kind == "heads" else 1
     return weight.float().square().sum(dim=0).unflatten(0, (-1, width)).sum(dim=1).sqrt()
 
