@@ -237,9 +237,7 @@ def test_onnx_takes_token_types_where_the_examples_have_them(
     assert names == ["input_ids", "attention_mask", "token_type_ids"]
 
 
-def test_empty_modules_leave_no_product(
-    tiny_model: Callable[..., nn.Module], family: str, tmp_path: Path
-) -> None:
+def test_empty_modules_leave_no_product(tiny_model: Callable[..., nn.Module], family: str, tmp_path: Path) -> None:
     """Without heads in one layer and neurons in the other, on fewer channels: the graph holds only what is left."""
     model = narrow_heads(tiny_model(family, layers=3), layer=0, heads=[])
     narrow_neurons(model, layer=1, neurons=[])

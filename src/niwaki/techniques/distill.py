@@ -59,7 +59,7 @@ class Distill(Technique):
         Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network, section 2 (logits).
         Jiao et al. 2020, TinyBERT, equation 8 (hidden states).
         Wang et al. 2021, MiniLMv2, equations 4 and 5 (relations).
-        Xia, Zhong and Chen 2022, Structured Pruning Learns Compact and Accurate Models, equation 4 (nearest layers).
+        Xia, Zhong and Chen 2022, Structured Pruning Learns Compact and Accurate Models, section 3.2 (nearest layers).
 
     Example:
         >>> Distill(temperature=4, hidden=1).logits

@@ -79,6 +79,11 @@ class Prune(Technique):
     (dL/dg_u)^2; "magnitude" the norm of the unit's weights; "activation" the norm of what it puts out; "random" is the
     control.
 
+    "hard-concrete" learns the gates: z = clamp(1.2 sigmoid((log u - log(1 - u) + log alpha) / (2/3)) - 0.1, 0, 1) on
+    heads, neurons, channels, whole attentions and whole feed-forwards, u uniform, under the loss m1 (s - t) + m2 (s -
+    t)^2 of the expected share s of the layers' parameters and a target t that falls to `keep`. At `end` they become 0
+    or 1 within that share.
+
     Args:
         keep_heads: share of attention heads that stays, in (0, 1].
         keep_neurons: share of feed-forward neurons that stays, in (0, 1].
@@ -101,7 +106,10 @@ class Prune(Technique):
     References:
         Michel, Levy and Neubig 2019, Are Sixteen Heads Really Better than One?, equation 2 (importance of heads).
         Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference, equation 7 (first
-        order). Zhu and Gupta 2017, To Prune, or Not to Prune, equation 1 (cubic schedule).
+        order). Louizos, Welling and Kingma 2018, Learning Sparse Neural Networks through L0 Regularization, equations
+        10 to 13 (hard-concrete). Xia, Zhong and Chen 2022, Structured Pruning Learns Compact and Accurate Models,
+        section 3.1 (layers, heads, neurons and channels together). Zhu and Gupta 2017, To Prune, or Not to Prune,
+        equation 1 (cubic schedule).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads
