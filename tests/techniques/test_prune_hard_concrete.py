@@ -139,12 +139,13 @@ def test_multipliers_drive_the_share_to_its_target(saved_base: Bases, toy_task: 
     whole = layers_size(model)
     companion = learnt(model, context, keep=0.4)
     run_gates(model, companion, context, steps=150, learns=True)
-    frozen, _ = events[0]["values"], events[0]["note"]
+    frozen = events[0]
     assert frozen["expected_share"] == pytest.approx(0.4, abs=0.04)
     model = companion.finish(model)
     share = layers_size(model) / whole
-    assert events[-1]["values"] == {"parameters": layers_size(model), "share": share}
-    assert frozen["parameters_share"] == pytest.approx(share)
+    last = events[-1]
+    assert (last["parameters"], last["share"]) == (layers_size(model), share)
+    assert frozen["share"] == pytest.approx(share)
     assert 0.4 - 0.06 < share <= 0.4  # a block of 8 neurons on all channels is 0.03
 
 
@@ -235,5 +236,7 @@ def test_what_cannot_be_is_refused(saved_base: Bases, toy_task: Task, tmp_path: 
     Train(together=(Prune(by="hard-concrete", keep={"parameters": 0.05}, multiple_of=8),)).check(fresh(context))
     with pytest.raises(NiwakiError, match="hard-concrete cannot cut heads"):
         Prune(by="hard-concrete", keep_heads=0.5)
+    with pytest.raises(NiwakiError, match="even"):
+        Prune(by="hard-concrete", keep={"parameters": 0.5}, even=True)
     with pytest.raises(NiwakiError, match="cannot stand as a step"):
         Prune(by="hard-concrete", keep={"parameters": 0.5}).apply(fresh(context), context)

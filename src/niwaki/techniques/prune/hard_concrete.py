@@ -179,13 +179,11 @@ class Learnt(Companion):
             {
                 "event": "note",
                 "note": "gates are frozen",
-                "values": {
-                    "expected_share": float(self.expected_share()),
-                    "parameters_share": self._share_of(structure),
-                    "hidden": len(structure.hidden),
-                    "heads": [len(heads) for heads in structure.heads],
-                    "neurons": [len(neurons) for neurons in structure.neurons],
-                },
+                "expected_share": float(self.expected_share()),
+                "share": self._share_of(structure),
+                "hidden": len(structure.hidden),
+                "heads": [len(heads) for heads in structure.heads],
+                "neurons": [len(neurons) for neurons in structure.neurons],
             }
         )
 
@@ -213,7 +211,7 @@ class Learnt(Companion):
         if len(channels) < len(self.hidden_mask):
             narrow_hidden(model, channels=channels)
         left = _parameters(model)
-        self.log({"event": "note", "note": "layers cut", "values": {"parameters": left, "share": left / self.whole}})
+        self.log({"event": "note", "note": "layers are cut", "parameters": left, "share": left / self.whole})
         return model
 
 

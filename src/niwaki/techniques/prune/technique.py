@@ -148,6 +148,8 @@ class Prune(Technique):
             if kind not in CUTS[self.by]:
                 able = ", ".join(by for by, kinds in CUTS.items() if kind in kinds)
                 raise ValueError(f"by {self.by} cannot cut {kind}; these can: {able}")
+        if self.even and self.by == "hard-concrete":
+            raise ValueError("even is true, but by hard-concrete learns how much of each layer stays: leave even")
         if "weights" in self.cut and len(self.cut) > 1:
             raise ValueError(f"one prune cuts weights or units, this one cuts {', '.join(self.cut)}: write two")
         if self.keep is not None and len(self.cut) > 1:
