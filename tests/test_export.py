@@ -21,7 +21,7 @@ from niwaki.export.parity import compare
 from niwaki.export.prepare import AsItStands, LeanClassifier, is_known, prepare
 from niwaki.export.together import Together
 from niwaki.layers.linear import QuantizedLinear
-from niwaki.surgery import narrow_heads, narrow_neurons, quantize_embedding, quantize_linear
+from niwaki.surgery import narrow_heads, narrow_hidden, narrow_neurons, quantize_embedding, quantize_linear
 
 Batches = list[dict[str, Tensor]]
 
@@ -235,6 +235,22 @@ def test_onnx_takes_token_types_where_the_examples_have_them(
 
     names = [port.name for port in onnx.load(tmp_path / "model.onnx").graph.input]
     assert names == ["input_ids", "attention_mask", "token_type_ids"]
+
+
+def test_empty_modules_leave_no_product(tiny_model: Callable[..., nn.Module], family: str, tmp_path: Path) -> None:
+    """Without heads in one layer and neurons in the other, on fewer channels: the graph holds only what is left."""
+    model = narrow_heads(tiny_model(family, layers=3), layer=0, heads=[])
+    narrow_neurons(model, layer=1, neurons=[])
+    narrow_heads(model, layer=2, heads=[])
+    narrow_neurons(model, layer=2, neurons=[])
+    narrow_hidden(model, channels=list(range(4, 28)))
+    assert is_known(model)
+    parity = export_onnx(model, examples(family), tmp_path / "model.onnx")
+    assert parity.largest_difference < 1e-4
+    counts = operators(tmp_path / "model.onnx")
+    assert counts["Attention"] == counts["Gelu"] - (family == "electra") == 1
+    # layer 0: up and down; layer 1: query-key-value and output; then the head's two, and the embedding's projection
+    assert counts["MatMul"] + counts["Gemm"] == 2 + 2 + 2 + (family == "electra")
 
 
 def test_a_model_that_is_not_known_by_heart_is_exported_as_it_stands(

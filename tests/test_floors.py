@@ -47,6 +47,7 @@ FLOORS: dict[str, int] = {
     "dialect": 1,
     "parameters": 1,
     "layers": 1,
+    "residual": 1,
     "losses": 1,
     "schedules": 1,
     "sparse": 1,

@@ -19,6 +19,7 @@ from niwaki.surgery import (
     journal_of,
     keep_layers,
     narrow_heads,
+    narrow_hidden,
     narrow_neurons,
     quantize_embedding,
     quantize_linear,
@@ -39,6 +40,7 @@ def cut(model: nn.Module) -> nn.Module:
     narrow_heads(model, layer=1, heads=[2])
     narrow_neurons(model, layer=0, neurons=list(range(0, 64, 2)))
     narrow_neurons(model, layer=1, neurons=[5, 6, 7])
+    narrow_hidden(model, channels=list(range(3, 31)))
     anatomy = anatomy_of(model)
     quantize_linear(model, module=anatomy.layers[0].name_of("query"), activations="dynamic")
     quantize_linear(model, module=anatomy.layers[1].name_of("up"), activations="static", scale=0.05, zero_point=120)
@@ -84,6 +86,7 @@ def test_neutral_edits_change_nothing(family: str, tiny_model: Models, batch: di
     keep_layers(same, layers=[0, 1])
     narrow_heads(same, layer=0, heads=[0, 1, 2, 3])
     narrow_neurons(same, layer=0, neurons=list(range(64)))
+    narrow_hidden(same, channels=list(range(32)))
     assert torch.equal(logits(same, batch), logits(whole, batch))
 
 
@@ -154,3 +157,59 @@ def test_broken_folders_are_named(tiny_model: Models, tmp_path: Path) -> None:
         load(folder)
     with pytest.raises(NiwakiError, match="no model could be loaded"):
         load(tmp_path / "nowhere")
+
+
+def test_without_heads_or_neurons_biases_are_left(family: str, tiny_model: Models, batch: dict[str, Tensor]) -> None:
+    """A layer without attention or feed-forward equals the whole one with their outgoing weights at zero."""
+    whole = tiny_model(family)
+    emptied = copy.deepcopy(whole)
+    layers = anatomy_of(whole).layers
+    for layer, role in ((0, "output"), (1, "output"), (1, "down")):
+        layers[layer].part(role).weight.data.zero_()
+    narrow_heads(emptied, layer=0, heads=[])
+    narrow_heads(emptied, layer=1, heads=[])
+    narrow_neurons(emptied, layer=1, neurons=[])
+    torch.testing.assert_close(logits(emptied, batch), logits(whole, batch), atol=1e-5, rtol=0)
+    left = anatomy_of(emptied).layers[1].module
+    # biases of output and down projection, and two norms, of width 32
+    assert sum(parameter.numel() for parameter in left.parameters()) == (1 + 1 + 2 + 2) * 32
+    emptied.train()(**batch).logits.sum().backward()
+    assert anatomy_of(emptied).layers[1].part("down").bias.grad.abs().sum() > 0
+
+
+def test_empty_layer_reloads_bit_equal(
+    family: str, tiny_model: Models, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    model = narrow_heads(tiny_model(family), layer=0, heads=[])
+    narrow_neurons(model, layer=0, neurons=[])
+    assert not is_plain(model)
+    narrow_hidden(model, channels=list(range(0, 32, 3)))
+    save(model, tmp_path / "run")
+    again = load(tmp_path / "run")
+    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert weights_hash(again) == weights_hash(model)
+    assert anatomy_of(again).layers[0].heads == 0
+
+
+def test_hidden_channels_are_cut_everywhere(family: str, tiny_model: Models) -> None:
+    whole = tiny_model(family)
+    model = narrow_hidden(copy.deepcopy(whole), channels=list(range(1, 32, 2)))
+    for ours, theirs in zip(anatomy_of(model).layers, anatomy_of(whole).layers, strict=True):
+        assert torch.equal(ours.part("up").weight, theirs.part("up").weight[:, 1::2])
+        assert torch.equal(ours.part("query").weight, theirs.part("query").weight[:, 1::2])
+        assert torch.equal(ours.part("down").weight, theirs.part("down").weight[1::2])
+        assert torch.equal(ours.part("output").bias, theirs.part("output").bias[1::2])
+        assert torch.equal(ours.part("output_norm").weight, theirs.part("output_norm").weight[1::2])
+    assert model.config.hidden_size == 16
+    assert not is_plain(model)  # heads of 8 times 4 are wider than the 16 channels
+
+
+def test_hidden_width_of_a_packed_model_is_not_cut(tiny_model: Models) -> None:
+    model = tiny_model("bert")
+    quantize_embedding(model, module=next(iter(anatomy_of(model).embedding_names())))
+    before = weights_hash(model)
+    with pytest.raises(NiwakiError, match="packed"):
+        narrow_hidden(model, channels=[0, 1])
+    with pytest.raises(NiwakiError, match=r"0\.\.31"):
+        narrow_hidden(model, channels=[])
+    assert weights_hash(model) == before

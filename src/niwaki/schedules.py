@@ -35,3 +35,12 @@ def in_stages(progress: float, begin: float, end: float, stages: int) -> float:
     """
     done = min(max((progress - begin) / (end - begin), 0.0), 1.0)
     return begin + (end - begin) * int(done * stages) / stages
+
+
+def ramp(progress: float, begin: float, end: float) -> float:
+    """Rise in a line from 0 at `begin` to 1 at `end`.
+
+    >>> [ramp(p, 0.2, 0.6) for p in (0.0, 0.2, 0.4, 0.6, 1.0)]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+    return min(1.0, max(0.0, (progress - begin) / (end - begin)))

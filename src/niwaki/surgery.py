@@ -19,7 +19,9 @@ from torch import nn
 
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.errors import NiwakiError
+from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
+from niwaki.residual import residual_of
 
 Record = dict[str, Any]
 Parameters = ParamSpec("Parameters")
@@ -72,28 +74,75 @@ def keep_layers(model: nn.Module, *, layers: list[int]) -> None:
 
 @edit
 def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
-    """Keep these attention heads of one layer: rows of query, key and value, and columns of the output projection."""
+    """Keep these attention heads of one layer: rows of query, key and value, and columns of the output projection.
+
+    With none left the layer attends no more: what stays of the attention is its output bias, without any product.
+    """
     part = _layer(model, layer)
-    _check_indices(heads, part.heads, f"heads of layer {layer}")
+    _check_indices(heads, part.heads, f"heads of layer {layer}", least=0)
     size = part.head_size
-    rows = torch.cat([torch.arange(head * size, (head + 1) * size) for head in heads])
+    rows = torch.tensor([head * size + row for head in heads for row in range(size)], dtype=torch.int64)
     for role in ("query", "key", "value"):
         narrow_linear(_linear(part, role), rows, dim=0)
     narrow_linear(_linear(part, "output"), rows, dim=1)
     setattr(part.attention, part.family.heads, len(heads))
     if part.family.all_head_size:
         setattr(part.attention, part.family.all_head_size, len(rows))
+    if not heads:
+        _put(model, part.name_of("attention"), _empty_attention(part))
 
 
 @edit
 def narrow_neurons(model: nn.Module, *, layer: int, neurons: list[int]) -> None:
-    """Keep these feed-forward neurons of one layer: rows of the up projection and columns of the down projection."""
+    """Keep these feed-forward neurons of one layer: rows of the up projection and columns of the down projection.
+
+    With none left, what stays of the feed-forward is the bias of the down projection.
+    """
     part = _layer(model, layer)
-    _check_indices(neurons, part.neurons, f"neurons of layer {layer}")
-    index = torch.tensor(neurons)
+    _check_indices(neurons, part.neurons, f"neurons of layer {layer}", least=0)
+    index = torch.tensor(neurons, dtype=torch.int64)
     narrow_linear(_linear(part, "up"), index, dim=0)
     narrow_linear(_linear(part, "down"), index, dim=1)
     _note_even_neurons(model)
+
+
+@edit
+def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
+    """Keep these hidden channels: the residual width, in embeddings, norms, every layer and the head's first linear.
+
+    Norms then take mean and variance over the channels that are left. Heads and neurons stay as wide as they are, and
+    so does what the pooling linear puts out.
+
+    Args:
+        model: any model of a known family.
+        channels: indices, ascending, from 0.
+    """
+    residual = residual_of(model)
+    _check_indices(channels, residual.width, "channels")
+    linears = {name: _as_linear(model.get_submodule(name), name) for name in (*residual.writers, *residual.readers)}
+    tables = {name: model.get_submodule(name) for name in residual.tables}
+    for name, table in tables.items():
+        if not isinstance(table, nn.Embedding):
+            raise NiwakiError(
+                f"{name} is a {type(table).__name__}", expected="a table that is not packed into bits yet"
+            )
+    index = torch.tensor(channels)
+    for table in tables.values():
+        _narrow(table, "weight", index, dim=1)
+        table.embedding_dim = len(channels)  # type: ignore[assignment]
+    for name in residual.norms:
+        norm = model.get_submodule(name)
+        for parameter in ("weight", "bias"):
+            _narrow(norm, parameter, index, dim=0)
+        if hasattr(norm, "normalized_shape"):
+            norm.normalized_shape = (len(channels),)  # type: ignore[assignment]
+    for name in residual.writers:
+        narrow_linear(linears[name], index, dim=0)
+    for name in residual.readers:
+        narrow_linear(linears[name], index, dim=1)
+    model.config.hidden_size = len(channels)  # type: ignore[union-attr]
+    if tables and hasattr(model.config, "embedding_size"):
+        model.config.embedding_size = len(channels)
 
 
 @edit
@@ -166,15 +215,30 @@ def is_sparse(model: nn.Module) -> bool:
 
 def narrow_linear(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
     """Keep these rows (`dim` 0) or columns (`dim` 1) of a linear, in place."""
-    index = index.to(linear.weight.device)
     for name, buffer in linear.named_buffers(recurse=False):  # a mask goes where its weights go
         if buffer.shape == linear.weight.shape:
-            setattr(linear, name, buffer.index_select(dim, index))
-    # new_empty keeps meta tensors meta; index_select copies the chosen rows into contiguous memory
-    linear.weight = nn.Parameter(linear.weight.detach().index_select(dim, index), linear.weight.requires_grad)
-    if dim == 0 and linear.bias is not None:
-        linear.bias = nn.Parameter(linear.bias.detach().index_select(0, index), linear.bias.requires_grad)
+            setattr(linear, name, buffer.index_select(dim, index.to(buffer.device)))
+    _narrow(linear, "weight", index, dim)
+    if dim == 0:
+        _narrow(linear, "bias", index, dim=0)
     linear.out_features, linear.in_features = linear.weight.shape
+
+
+def _narrow(module: nn.Module, name: str, index: torch.Tensor, dim: int) -> None:
+    """Keep these rows or columns of a module's parameter, where it has it."""
+    value = getattr(module, name, None)
+    if value is not None:
+        # index_select copies what is chosen into contiguous memory, and keeps meta tensors meta
+        chosen = value.detach().index_select(dim, index.to(value.device))
+        setattr(module, name, nn.Parameter(chosen, value.requires_grad))
+
+
+def _empty_attention(layer: Layer) -> EmptyAttention:
+    """Return what stands in for a layer's attention once it has no heads."""
+    family = layer.family
+    inside = family.output.startswith(f"{family.attention}.")
+    output = family.output.removeprefix(f"{family.attention}.") if inside else ""
+    return EmptyAttention(layer.attention, output, family.heads, family.head_size)
 
 
 def replay(model: nn.Module, records: Sequence[Record]) -> nn.Module:
@@ -207,32 +271,37 @@ def _layer(model: nn.Module, index: int) -> Layer:
 
 
 def _linear(layer: Layer, role: str) -> nn.Linear:
-    linear = layer.part(role)
-    if not isinstance(linear, nn.Linear):
-        raise NiwakiError(
-            f"{layer.name_of(role)} is a {type(linear).__name__}", expected="a linear that is not packed into bits yet"
-        )
-    return linear
+    return _as_linear(layer.part(role), layer.name_of(role))
 
 
-def _check_indices(indices: Sequence[int], count: int, what: str) -> None:
-    good = bool(indices) and all(0 <= index < count for index in indices)
+def _as_linear(module: nn.Module, name: str) -> nn.Linear:
+    if not isinstance(module, nn.Linear):
+        raise NiwakiError(f"{name} is a {type(module).__name__}", expected="a linear that is not packed into bits yet")
+    return module
+
+
+def _check_indices(indices: Sequence[int], count: int, what: str, least: int = 1) -> None:
+    good = len(indices) >= least and all(0 <= index < count for index in indices)
     if not good or sorted(set(indices)) != list(indices):
-        raise NiwakiError(f"{what} are {list(indices)}", expected=f"one or more indices in 0..{count - 1}, ascending")
+        number = "one or more " if least else ""
+        raise NiwakiError(f"{what} are {list(indices)}", expected=f"{number}indices in 0..{count - 1}, ascending")
 
 
 def _note_even_neurons(model: nn.Module) -> None:
     """Write the feed-forward width into the config when all layers agree, so that plain Transformers can build it."""
     anatomy = anatomy_of(model)
     widths = {layer.neurons for layer in anatomy.layers}
-    if len(widths) == 1:
+    if len(widths) == 1 and widths != {0}:
         setattr(model.config, anatomy.family.config_neurons, widths.pop())
 
 
 def is_plain(model: nn.Module) -> bool:
     """Say whether plain Transformers can build the edited model from its config alone."""
-    with torch.device("meta"):
-        plain = type(model)(model.config)
+    try:
+        with torch.device("meta"):
+            plain = type(model)(model.config)
+    except ValueError:  # a width that the heads do not divide
+        return False
     return _shapes(plain) == _shapes(model)
 
 

@@ -13,9 +13,10 @@ from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import inputs_of, predict
 from niwaki.checkpoint import WEIGHTS
 from niwaki.errors import NiwakiError
+from niwaki.losses import scaled_squares
 from niwaki.task import Task
 from niwaki.teacher import LOGITS, hidden_name, relation_name, teacher_outputs
-from niwaki.techniques.distill import Distill
+from niwaki.techniques.distill import Distill, nearest_layers
 from niwaki.techniques.drop import Drop
 from niwaki.testing import fresh, make_context, short_train
 from niwaki.train import Train
@@ -96,3 +97,35 @@ def test_unfit_teachers_are_refused(saved_base: Bases, toy_task: Task, tmp_path:
     assert (three / WEIGHTS).is_file()
     with pytest.raises(NiwakiError, match="above 0"):
         Distill(logits=0)
+
+
+def test_nearest_layers_by_hand() -> None:
+    """The last teacher layer chooses among all; those before it only up to there, so that the order is kept."""
+    students = [torch.tensor([[value]]) for value in (0.0, 3.0, 2.0)]
+    assert nearest_layers(students, [torch.tensor([[1.9]]), torch.tensor([[2.9]])]) == [2, 2]
+    assert nearest_layers(students, [torch.tensor([[2.9]]), torch.tensor([[1.9]])]) == [2, 3]
+    assert nearest_layers(students, [torch.tensor([[0.2]]), torch.tensor([[0.1]])]) == [1, 1]
+
+
+def test_nearest_layers_follow_the_student(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    """A student whose last layer is that of the teacher one before: it is matched with it, at no loss."""
+    context = make_context(saved_base("bert", layers=4), toy_task, tmp_path)
+    distill = Distill(hidden=1.0, hidden_layers="nearest")
+    student = Drop(keep_layers=(0, 1, 2)).apply(fresh(context), context)
+    assert distill.layer_pairs(3, 4) == [(1, 1), (2, 2), (2, 3), (3, 4)]
+    companion = distill.accompany(student, context)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    rows = torch.arange(8)
+    batch = context.train.batch(rows.numpy()) | {"rows": rows}
+    output = student.train()(**inputs_of(batch))
+    mask = batch["attention_mask"].bool()
+    students = {name: states.clone() for name, states in companion.seen.items()}
+    losses = companion.loss(output, batch)
+    teachers = [companion.outputs.states(hidden_name(layer), rows) for layer in (1, 2, 3, 4)]
+    matched = nearest_layers([students[hidden_name(layer)][mask] for layer in (1, 2, 3)], teachers)
+    assert matched[:3] == [1, 2, 3]
+    last = scaled_squares(students[hidden_name(matched[3])][mask], teachers[3])
+    torch.testing.assert_close(losses["hidden"], last / 4, atol=1e-3, rtol=1e-3)  # the other three are the teacher's
+    assert len(companion.projections) == 1

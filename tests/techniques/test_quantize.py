@@ -15,7 +15,7 @@ from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import input_ranges
 from niwaki.errors import NiwakiError
 from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
-from niwaki.surgery import journal_of
+from niwaki.surgery import journal_of, narrow_heads, narrow_neurons
 from niwaki.task import Task
 from niwaki.techniques.quantize import Quantize, affine
 from niwaki.testing import fresh, logits, make_context
@@ -81,3 +81,14 @@ def test_skip_patterns(saved_base: Bases, toy_task: Task, tmp_path: Path) -> Non
         Quantize(skip=("decoder*",)).apply(fresh(context), context)
     with pytest.raises(NiwakiError, match="nothing to pack"):
         Quantize(skip=("*",)).apply(fresh(context), context)
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_what_is_empty_stays_empty(activations: str, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    """A layer without heads and neurons has nothing to pack, and answers as before."""
+    context = make_context(saved_base("bert"), toy_task, tmp_path)
+    model = narrow_neurons(narrow_heads(fresh(context), layer=0, heads=[]), layer=0, neurons=[])
+    before = logits(model, context)
+    packed = Quantize(activations=activations).apply(model, context)
+    assert not any(isinstance(part, QuantizedLinear) for part in anatomy_of(packed).layers[0].module.modules())
+    assert (logits(packed, context) - before).abs().mean() < 0.25 * before.std()

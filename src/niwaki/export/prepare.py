@@ -5,6 +5,7 @@ A model written for training computes things an artifact never needs. What is ta
 * the classification head reads the first token alone, so in the last layer the query, the output projection and
   the feed-forward run for that token alone;
 * query, key and value read one input: it is rounded to bytes once, and the three products become one;
+* an attention without heads or a feed-forward without neurons adds its bias alone;
 * the token-type row is added to the position table when all types are 0, and the attention mask is expanded once.
 
 The user's model is never touched: the rewritten one borrows its modules. Only what is recognised is rewritten; any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import FAMILIES, Anatomy, Layer, anatomy_of
 from niwaki.export.together import Together, alike
+from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding
 
 #: Class names of layer and attention that the rewriting knows by heart, by family.
@@ -53,7 +55,8 @@ def is_known(model: nn.Module) -> bool:
     classifier, layer, attention = _KNOWN[kind]
     layers = anatomy_of(model).layers
     parts = [model, *(part.module for part in layers), *(part.attention for part in layers)]
-    expected = [classifier, *[layer] * len(layers), *[attention] * len(layers)]
+    attentions = [attention if part.heads else EmptyAttention.__name__ for part in layers]
+    expected = [classifier, *[layer] * len(layers), *attentions]
     plain = not getattr(config, "is_decoder", False) and not getattr(config, "add_cross_attention", False)
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     return plain and not hooked and [type(part).__name__ for part in parts] == expected
@@ -148,13 +151,13 @@ class LeanLayer(nn.Module):
         super().__init__()
         module: Any = layer.module
         self.first_token = first_token
-        self.heads = layer.heads
+        self.heads, self.neurons = layer.heads, layer.neurons
         self.scaling = layer.head_size**-0.5
         shared = [layer.part(role) for role in ("query", "key", "value")]
         self.alike = alike(shared)
-        if first_token:
+        if self.heads and first_token:
             self.query, self.key_value = Together(shared[:1]), Together(shared[1:])
-        else:
+        elif self.heads:
             self.projections = Together(shared)
         self.output, self.attention_norm = layer.part("output"), layer.part("attention_norm")
         self.up, self.down, self.output_norm = layer.part("up"), layer.part("down"), layer.part("output_norm")
@@ -163,12 +166,18 @@ class LeanLayer(nn.Module):
 
     def forward(self, hidden_BTD: Tensor, mask_B1QT: Tensor) -> Tensor:
         """Return hidden states (B, Q, D)."""
+        hidden_BQD = hidden_BTD[:, :1] if self.first_token else hidden_BTD
+        hidden_BQD = self.attention_norm(self._attend(hidden_BTD, mask_B1QT) + hidden_BQD)
+        fed_BQD = self.down(self.activation(self.up(hidden_BQD))) if self.neurons else self.down.bias
+        return cast(Tensor, self.output_norm(fed_BQD + hidden_BQD))
+
+    def _attend(self, hidden_BTD: Tensor, mask_B1QT: Tensor) -> Tensor:
+        """Return the attention's output (B, Q, D), or its bias (D) where it has no heads."""
+        if not self.heads:
+            return cast(Tensor, self.output.bias)
         query_BQD, key_BTD, value_BTD = self._project(hidden_BTD)
         context_BQD = attend(query_BQD, key_BTD, value_BTD, mask_B1QT, self.heads, self.scaling)
-        hidden_BQD = hidden_BTD[:, :1] if self.first_token else hidden_BTD
-        hidden_BQD = self.attention_norm(self.output(context_BQD) + hidden_BQD)
-        fed_BQD = self.down(self.activation(self.up(hidden_BQD)))
-        return cast(Tensor, self.output_norm(fed_BQD + hidden_BQD))
+        return cast(Tensor, self.output(context_BQD))
 
     def _project(self, hidden_BTD: Tensor) -> Sequence[Tensor]:
         """Return query (B, Q, D'), key and value (B, T, D')."""

@@ -4,14 +4,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from niwaki.anatomy import Layer, anatomy_of
 
 
-class Gates(nn.Module):
-    """Multiply the units of one kind, in every layer, by a mask of 0 and 1, and gather each unit's importance.
+def stand(layer: Layer, kind: str, value: Callable[[nn.Module, Tensor], Tensor]) -> RemovableHandle:
+    """Stand gates in front of the linear of one layer that reads its units, until the handle is removed.
+
+    Args:
+        layer: of any family.
+        kind: "heads" (before the output projection) or "neurons" (before the down projection).
+        value: called with that linear and its input (..., units * width); returns the factors (units).
+    """
+    width = layer.head_size if kind == "heads" else 1
+
+    def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        factors = value(module, inputs[0])
+        if width > 1:
+            factors = factors.repeat_interleave(width)
+        return (inputs[0] * factors.to(inputs[0].dtype), *inputs[1:])
+
+    return layer.part("output" if kind == "heads" else "down").register_forward_pre_hook(multiply)
+
+
+class Masks(nn.Module):
+    """Hold gates and a mask of 0 and 1 for groups of units, and gather each unit's importance.
 
     What is gathered, a step: |dL/dg| at g = 1, the first-order change of the loss if the unit went (Michel et al. 2019,
     equation 2; Molchanov et al. 2017); (dL/dg)^2, the diagonal of the empirical Fisher information (Kwon et al. 2022,
@@ -19,45 +42,33 @@ class Gates(nn.Module):
     past.
 
     Args:
-        model: of a known family.
-        kind: "heads" (gates stand before the output projection) or "neurons" (before the down projection).
+        counts: number of units in each group.
         by: "first-order", "fisher" or "activation"; with any other word nothing is gathered.
         memory: in [0, 1); 0 keeps the sum over all steps instead of a moving average.
+        device: where the units are.
     """
 
-    def __init__(self, model: nn.Module, kind: str, by: str = "first-order", memory: float = 0.0) -> None:
+    def __init__(self, counts: Sequence[int], by: str, memory: float, device: torch.device) -> None:
         super().__init__()
-        self.kind, self.by, self.memory = kind, by, memory
-        layers = anatomy_of(model).layers
-        device = next(model.parameters()).device
-        counts = [layer.heads if kind == "heads" else layer.neurons for layer in layers]
+        self.by, self.memory = by, memory
         self.gates = nn.ParameterList([nn.Parameter(torch.ones(count, device=device)) for count in counts])
         for index, count in enumerate(counts):
             self.register_buffer(f"mask_{index}", torch.ones(count, device=device))
             self.register_buffer(f"importance_{index}", torch.zeros(count, device=device))
-        self._handles = [self._stand(layer, index) for index, layer in enumerate(layers)]
+        self._handles = [gate.register_hook(self._remember(index)) for index, gate in enumerate(self.gates)]
 
-    def _stand(self, layer: Layer, index: int) -> list[torch.utils.hooks.RemovableHandle]:
-        """Stand the gates of one layer in front of the linear that reads its units."""
-        width = layer.head_size if self.kind == "heads" else 1
-        gate = self.gates[index]
-
-        def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            value = gate * self.mask(index)
-            if width > 1:
-                value = value.repeat_interleave(width)
-            output = inputs[0] * value.to(inputs[0].dtype)
-            if self.by == "activation":
-                squares = output.detach().float().square().flatten(0, -2).mean(dim=0)
-                self._gather(index, squares.unflatten(0, (-1, width)).sum(dim=1))
-            return (output, *inputs[1:])
+    def _remember(self, index: int) -> Callable[[Tensor], None]:
+        """Return what gathers the gradient of one group's gates."""
 
         def remember(gradient: Tensor) -> None:
             if self.by != "activation":
                 self._gather(index, gradient.square() if self.by == "fisher" else gradient.abs())
 
-        linear = layer.part("output" if self.kind == "heads" else "down")
-        return [linear.register_forward_pre_hook(multiply), gate.register_hook(remember)]
+        return remember
+
+    def value(self, index: int) -> Tensor:
+        """Return what one group's units are multiplied by."""
+        return cast(Tensor, self.gates[index] * self.mask(index))
 
     def _gather(self, index: int, value: Tensor) -> None:
         importance = self.importance(index)
@@ -96,10 +107,40 @@ class Gates(nn.Module):
 
     def take_down(self) -> None:
         """Remove every hook."""
-        for handles in self._handles:
-            for handle in handles:
-                handle.remove()
+        for handle in self._handles:
+            handle.remove()
         self._handles = []
+
+
+class Gates(Masks):
+    """Multiply the units of one kind, in every layer, by a mask, and gather importances; a group is a layer.
+
+    Args:
+        model: of a known family.
+        kind: "heads" or "neurons".
+        by: "first-order", "fisher" or "activation"; with any other word nothing is gathered.
+        memory: in [0, 1); 0 keeps the sum over all steps instead of a moving average.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, by: str = "first-order", memory: float = 0.0) -> None:
+        layers = anatomy_of(model).layers
+        device = next(model.parameters()).device
+        counts = [layer.heads if kind == "heads" else layer.neurons for layer in layers]
+        super().__init__(counts, by, memory, device)
+        self.kind = kind
+        self._handles += [stand(layer, kind, self._values(index)) for index, layer in enumerate(layers)]
+
+    def _values(self, index: int) -> Callable[[nn.Module, Tensor], Tensor]:
+        """Return what gives the factors of one layer's units and looks at the units on the way."""
+
+        def values(module: nn.Module, units: Tensor) -> Tensor:
+            value = self.value(index)
+            if self.by == "activation" and len(value):
+                squares = units.detach().float().square().flatten(0, -2).mean(dim=0)
+                self._gather(index, squares.unflatten(0, (len(value), -1)).sum(dim=1) * self.mask(index))
+            return value
+
+        return values
 
 
 def choose(importances: list[Tensor], keep: float, even: bool, multiple_of: int = 1) -> list[list[int]]:

@@ -13,8 +13,17 @@ from niwaki.report.folders import Row, section
 LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_heads")
 NEURONS = ("intermediate_size", "hidden_dim")
-KNOWN = {"build", "keep_layers", "narrow_heads", "narrow_neurons", "quantize_linear", "quantize_embedding"}
-KNOWN |= {"sparsify_linear"}
+HIDDEN = ("hidden_size", "dim")
+KNOWN = {
+    "build",
+    "keep_layers",
+    "narrow_heads",
+    "narrow_neurons",
+    "narrow_hidden",
+    "quantize_linear",
+    "quantize_embedding",
+    "sparsify_linear",
+}
 
 
 @dataclass
@@ -47,6 +56,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
         kept = ", ".join(map(str, shape.layers))
         sentences.append(f"layer{'s' * (len(shape.layers) != 1)} {kept} kept" + (f", of {total}" if total else ""))
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
+    sentences += _hidden(journal, _total(config, HIDDEN))
     sentences += _sparse(journal)
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
@@ -102,6 +112,16 @@ def _sparse(journal: Sequence[Row]) -> list[str]:
     layers = f"{len(left)} linear layer{'s' * (len(left) != 1)}"
     where = "smaller in model.safetensors; ONNX, OpenVINO hold the zeros"
     return [f"{layers} stored sparse, {sum(left.values()):,} weights left: {where}"]
+
+
+def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
+    """Tell how many hidden channels are left.
+
+    >>> _hidden([{"edit": "narrow_hidden", "channels": [0, 2]}], 4)
+    ['2 of 4 hidden channels']
+    """
+    left = [len(record.get("channels", [])) for record in journal if record.get("edit") == "narrow_hidden"]
+    return [f"{left[-1]:,}{f' of {total:,}' if total else ''} hidden channels"] if left else []
 
 
 def _packed(journal: Sequence[Row]) -> list[str]:

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from niwaki.anatomy import anatomy_of, label_names, rows_of
 from niwaki.checkpoint import load, load_tokenizer
@@ -17,6 +18,9 @@ from niwaki.errors import NiwakiError
 from niwaki.losses import relation_divergence, scaled_squares, soft_targets
 from niwaki.teacher import LOGITS, ROLES, TeacherOutputs, hidden_name, relation_name, teacher_outputs
 from niwaki.technique import Companion, Context, Grain, Technique
+
+#: How many teacher layers "nearest" matches.
+NEAREST_LAYERS = 4
 
 
 class Distill(Technique):
@@ -41,7 +45,8 @@ class Distill(Technique):
         relations: weight of the relations' loss; 0 leaves it out. 1.
         labels: weight of the task's own loss. 0 to 1.
         hidden_layers: "uniform" matches student layer i with teacher layer i L_teacher / L_student; "last" the last
-            ones only.
+            ones only; "nearest" matches four teacher layers, evenly spread, with the student layers that are nearest to
+            them at the moment, in order: for students that lose layers, or parts of them, while they train.
         relation_heads: number of parts the states are split into; by default the teacher's number of attention heads.
         relation_layer: teacher layer of the relations, from 1; by default its last.
 
@@ -54,6 +59,7 @@ class Distill(Technique):
         Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network, section 2 (logits).
         Jiao et al. 2020, TinyBERT, equation 8 (hidden states).
         Wang et al. 2021, MiniLMv2, equations 4 and 5 (relations).
+        Xia, Zhong and Chen 2022, Structured Pruning Learns Compact and Accurate Models, section 3.2 (nearest layers).
 
     Example:
         >>> Distill(temperature=4, hidden=1).logits
@@ -68,7 +74,7 @@ class Distill(Technique):
     hidden: float = Field(0.0, ge=0)
     relations: float = Field(0.0, ge=0)
     labels: float = Field(0.0, ge=0)
-    hidden_layers: Literal["uniform", "last"] = "uniform"
+    hidden_layers: Literal["uniform", "last", "nearest"] = "uniform"
     relation_heads: int | None = Field(None, ge=1)
     relation_layer: int | None = Field(None, ge=1)
 
@@ -81,7 +87,8 @@ class Distill(Technique):
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Compute the teacher's outputs where they are not kept yet, and watch the student's."""
         teacher = self.find_teacher(model, context)
-        pairs = self.layer_pairs(anatomy_of(model).num_layers, anatomy_of(teacher).num_layers) if self.hidden else []
+        depths = anatomy_of(model).num_layers, anatomy_of(teacher).num_layers
+        pairs = self.layer_pairs(*depths) if self.hidden else []
         layer = (self.relation_layer or anatomy_of(teacher).num_layers) if self.relations else 0
         names = [LOGITS] + [hidden_name(theirs) for _, theirs in pairs]
         names += [relation_name(role, layer) for role in ROLES] if layer else []
@@ -90,13 +97,19 @@ class Distill(Technique):
         return Distillation(self, model, outputs, pairs, layer, heads)
 
     def layer_pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
-        """Return the matched (student layer, teacher layer), counted from 1.
+        """Return the matched (student layer, teacher layer), counted from 1; "nearest" starts from these.
 
         >>> Distill(hidden=1).layer_pairs(3, 6)
         [(1, 2), (2, 4), (3, 6)]
+        >>> Distill(hidden=1, hidden_layers="nearest").layer_pairs(12, 12)
+        [(3, 3), (6, 6), (9, 9), (12, 12)]
         """
         if self.hidden_layers == "last":
             return [(student, teacher)]
+        if self.hidden_layers == "nearest":
+            parts = min(NEAREST_LAYERS, teacher)
+            layers = [max(1, round(part * teacher / parts)) for part in range(1, parts + 1)]
+            return [(max(1, round(layer * student / teacher)), layer) for layer in layers]
         return [(layer, max(1, round(layer * teacher / student))) for layer in range(1, student + 1)]
 
     def find_teacher(self, model: nn.Module, context: Context) -> nn.Module:
@@ -137,10 +150,16 @@ class Distillation(Companion):
         anatomy = anatomy_of(model)
         device = next(model.parameters()).device
         width = rows_of(anatomy.layers[-1].part("down"))
+        self.nearest = distill.hidden_layers == "nearest"
+        # a student layer whose partner changes needs a map that fits all of them
         self.projections = nn.ModuleList(
-            [_projection(width, outputs.width(hidden_name(theirs))).to(device) for _, theirs in pairs]
+            [
+                _projection(width, outputs.width(hidden_name(theirs))).to(device)
+                for _, theirs in pairs[: 1 if self.nearest else None]
+            ]
         )
-        watched = {hidden_name(ours): anatomy.layers[ours - 1].module for ours, _ in pairs}
+        self.candidates = range(1, anatomy.num_layers + 1) if self.nearest and pairs else [ours for ours, _ in pairs]
+        watched = {hidden_name(ours): anatomy.layers[ours - 1].module for ours in self.candidates}
         if relation_layer:
             watched |= {role: anatomy.layers[-1].part(role) for role in ROLES}
             self._check_relations(rows_of(anatomy.layers[-1].part("query")))
@@ -175,18 +194,27 @@ class Distillation(Companion):
             teacher_BC = self.outputs.logits(rows).to(device)
             losses["logits"] = self.distill.logits * soft_targets(output.logits, teacher_BC, self.distill.temperature)
         if self.pairs:
-            parts = [
-                scaled_squares(
-                    projection(self.seen[hidden_name(ours)][mask_BT]),
-                    self.outputs.states(hidden_name(theirs), rows).to(device),
-                )
-                for projection, (ours, theirs) in zip(self.projections, self.pairs, strict=True)
-            ]
-            losses["hidden"] = self.distill.hidden * torch.stack(parts).mean()
+            losses["hidden"] = self.distill.hidden * torch.stack(self._hidden(rows, mask_BT)).mean()
         if self.relation_layer:
             losses["relations"] = self.distill.relations * self._relations(rows, mask_BT)
         self.seen.clear()
         return losses
+
+    def _hidden(self, rows: Tensor, mask_BT: Tensor) -> list[Tensor]:
+        """Return the loss of each matched teacher layer."""
+        students = {ours: self.seen[hidden_name(ours)][mask_BT] for ours in self.candidates}
+        teachers = [self.outputs.states(hidden_name(theirs), rows).to(mask_BT.device) for _, theirs in self.pairs]
+        if self.nearest:
+            (projection,) = self.projections
+            matched = nearest_layers([projection(states_PD) for states_PD in students.values()], teachers)
+            return [
+                scaled_squares(projection(students[ours]), teacher_PD)
+                for ours, teacher_PD in zip(matched, teachers, strict=True)
+            ]
+        return [
+            scaled_squares(projection(students[ours]), teacher_PD)
+            for projection, (ours, _), teacher_PD in zip(self.projections, self.pairs, teachers, strict=True)
+        ]
 
     def _relations(self, rows: Tensor, mask_BT: Tensor) -> Tensor:
         parts = []
@@ -202,6 +230,30 @@ class Distillation(Companion):
         for handle in self._handles:
             handle.remove()
         return model
+
+
+@torch.no_grad()
+def nearest_layers(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> list[int]:
+    """Return for each teacher layer the nearest student layer, counted from 1, in the order of the layers.
+
+    The last teacher layer chooses first, among all; each before it among those up to the one that was chosen. A student
+    layer that has nothing left puts out about what it takes in, and is no nearer than the one before it.
+
+    Args:
+        students: states (P, D) of every student layer.
+        teachers: states (P, D) of the chosen teacher layers.
+
+    >>> nearest_layers([torch.tensor([[0.0]]), torch.tensor([[5.0]]), torch.tensor([[1.0]])],
+    ...                [torch.tensor([[4.0]]), torch.tensor([[1.1]])])
+    [2, 3]
+    """
+    chosen: list[int] = []
+    last = len(students)
+    for teacher_PD in reversed(teachers):
+        distances = torch.stack([functional.mse_loss(each.float(), teacher_PD) for each in students[:last]])
+        last = int(distances.argmin()) + 1
+        chosen.insert(0, last)
+    return chosen
 
 
 def _projection(student: int, teacher: int) -> nn.Linear:

@@ -81,7 +81,8 @@ class Quantize(Technique):
         modules = dict(model.named_modules())
         self._check_skip(list(modules))
         head = anatomy_of(model).head
-        linears = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m is not head and not self._skipped(n)]
+        full = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight.numel()}
+        linears = [n for n, m in full.items() if m is not head and not self._skipped(n)]
         tables = [n for n, m in modules.items() if isinstance(m, nn.Embedding) and not self._skipped(n)]
         if not linears and not tables:
             raise NiwakiError("quantize found nothing to pack", expected="a model with linears that are not packed yet")

@@ -10,7 +10,7 @@ from torch import nn
 
 from niwaki.parameters import Parameters
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.prune import movement, units, weights
+from niwaki.techniques.prune import hard_concrete, movement, units, weights
 from niwaki.techniques.prune.masks import Rule, read_pattern
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -80,6 +80,11 @@ class Prune(Technique):
     (dL/dg_u)^2; "magnitude" the norm of the unit's weights; "activation" the norm of what it puts out; "random" is the
     control.
 
+    "hard-concrete" learns the gates: z = clamp(1.2 sigmoid((log u - log(1 - u) + log alpha) / (2/3)) - 0.1, 0, 1) on
+    heads, neurons, channels, whole attentions and whole feed-forwards, u uniform, under the loss m1 (s - t) + m2 (s -
+    t)^2 of the expected share s of the layers' parameters and a target t that falls to `keep`. At `end` they become 0
+    or 1 within that share.
+
     Args:
         keep_heads: share of attention heads that stays, in (0, 1].
         keep_neurons: share of feed-forward neurons that stays, in (0, 1].
@@ -89,9 +94,10 @@ class Prune(Technique):
         keep: what stays of a cost of the whole model: {latency: 0.5}, {macs: 0.5} or {parameters: 0.4}.
         by: how the importance is measured, and with it the method; see the card.
         even: the same share in every layer; else the model's most important units stay, wherever they are.
-        multiple_of: neurons and channels of a layer are rounded to a multiple; int8 kernels want 32 or 64.
+        multiple_of: neurons of a layer, and hidden channels, are rounded to a multiple; int8 kernels want 32 or 64.
         examples: training rows for the importances, as a step. 256 to 2048.
         begin, end: progress of the training, in [0, 1], at which the first and the last units go.
+        gate_learning_rate: of the gates that "hard-concrete" learns. 0.01 (long trainings) to 0.1 (short ones).
 
     Raises:
         NiwakiError: nothing would be removed, or the method cannot do what is asked.
@@ -101,7 +107,10 @@ class Prune(Technique):
     References:
         Michel, Levy and Neubig 2019, Are Sixteen Heads Really Better than One?, equation 2 (importance of heads).
         Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference, equation 7 (first
-        order). Zhu and Gupta 2017, To Prune, or Not to Prune, equation 1 (cubic schedule).
+        order). Louizos, Welling and Kingma 2018, Learning Sparse Neural Networks through L0 Regularization, equations
+        10 to 13 (hard-concrete). Xia, Zhong and Chen 2022, Structured Pruning Learns Compact and Accurate Models,
+        section 3.1 (layers, heads, neurons and channels together). Zhu and Gupta 2017, To Prune, or Not to Prune,
+        equation 1 (cubic schedule).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads
@@ -122,6 +131,7 @@ class Prune(Technique):
     examples: int = Field(512, ge=1)
     begin: float = Field(0.05, ge=0, le=1)
     end: float = Field(0.5, ge=0, le=1)
+    gate_learning_rate: float = Field(0.05, gt=0, le=1)
 
     @field_validator("pattern")
     @classmethod
@@ -139,6 +149,8 @@ class Prune(Technique):
             if kind not in CUTS[self.by]:
                 able = ", ".join(by for by, kinds in CUTS.items() if kind in kinds)
                 raise ValueError(f"by {self.by} cannot cut {kind}; these can: {able}")
+        if self.even and self.by == "hard-concrete":
+            raise ValueError("even is true, but by hard-concrete learns how much of each layer stays: leave even")
         if "weights" in self.cut and len(self.cut) > 1:
             raise ValueError(f"one prune cuts weights or units, this one cuts {', '.join(self.cut)}: write two")
         if self.keep is not None and len(self.cut) > 1:
@@ -176,6 +188,8 @@ class Prune(Technique):
         """Refuse, before any work begins, what cannot be done to this model."""
         if "weights" in self.cut:
             weights.check(model, self.rule)
+        if self.learnt_share < 1.0:
+            hard_concrete.check(model, self.learnt_share, self.multiple_of)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Remove what goes now."""
@@ -198,6 +212,16 @@ class Prune(Technique):
             return movement.Units(
                 model, context, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
             )
+        if self.learnt_share < 1.0:
+            return hard_concrete.Learnt(
+                model,
+                context,
+                self.learnt_share,
+                self.multiple_of,
+                begin=self.begin,
+                end=self.end,
+                gate_learning_rate=self.gate_learning_rate,
+            )
         return units.Gradual(
             model, context, self.by, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
         )
@@ -206,6 +230,11 @@ class Prune(Technique):
     def rule(self) -> Rule:
         """Return how many single weights stay."""
         return Rule(self.keep_weights, read_pattern(self.pattern), self.even)
+
+    @property
+    def learnt_share(self) -> float:
+        """Return the share of the layers' parameters that hard-concrete gates are to leave; 1 for no such gates."""
+        return (self.keep.parameters or 1.0) if self.keep is not None and self.by == "hard-concrete" else 1.0
 
     @property
     def shares(self) -> dict[str, float]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.calibrate import inputs_of
 from niwaki.errors import NiwakiError
-from niwaki.layers.gates import Gates, choose
+from niwaki.layers.channels import ChannelGates
+from niwaki.layers.gates import Gates, Masks, choose
+from niwaki.residual import residual_of
 from niwaki.schedules import cubic
-from niwaki.surgery import narrow_heads, narrow_neurons
+from niwaki.surgery import narrow_heads, narrow_hidden, narrow_neurons
 from niwaki.technique import Companion, Context
+from niwaki.techniques.prune import hidden
 
 #: How much of the past a moving average of importances keeps, a step.
 MEMORY = 0.98
@@ -39,7 +42,7 @@ def at_once(
         by: "first-order", "fisher", "activation", "magnitude" or "random".
         shares: what stays of each kind of unit.
         even: the same number in every layer.
-        multiple_of: neurons in a layer are rounded to a multiple.
+        multiple_of: neurons in a layer, and hidden channels, are rounded to a multiple.
         examples: training rows to look at.
     """
     importances = {kind: importances_of(model, kind, by, context, examples) for kind in shares}
@@ -47,12 +50,10 @@ def at_once(
 
 
 def importances_of(model: nn.Module, kind: str, by: str, context: Context, examples: int) -> list[Tensor]:
-    """Return the importance of each unit of one kind, a tensor a layer."""
-    if by == "magnitude":
-        return [magnitude(layer, kind) for layer in anatomy_of(model).layers]
-    if by == "random":
-        return random(model, kind, context.seed)
-    gates = Gates(model, kind, by=by)
+    """Return the importance of each unit of one kind, a tensor a layer; of the hidden channels, one tensor."""
+    if by in ("magnitude", "random"):
+        return standing(model, kind, by, context.seed)
+    gates = gates_on(model, kind, by)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -67,13 +68,26 @@ def importances_of(model: nn.Module, kind: str, by: str, context: Context, examp
     return gates.importances()
 
 
+def gates_on(model: nn.Module, kind: str, by: str, memory: float = 0.0) -> Masks:
+    """Stand gates on the units of one kind."""
+    return ChannelGates(model, by, memory) if kind == "hidden" else Gates(model, kind, by, memory)
+
+
+def standing(model: nn.Module, kind: str, by: str, seed: int) -> list[Tensor]:
+    """Return importances that need no batch: by "magnitude", or by "random"."""
+    if kind == "hidden":
+        return [hidden.magnitude(model) if by == "magnitude" else hidden.random(model, seed)]
+    if by == "magnitude":
+        return [magnitude(layer, kind) for layer in anatomy_of(model).layers]
+    return random(model, kind, seed)
+
+
 def magnitude(layer: Layer, kind: str) -> Tensor:
     """Return the norm of the weights that read each unit: columns of the output or the down projection.
 
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural Networks, for single weights.
     """
-    weight = layer.part("output" if kind == "heads" else "down").weight.detach()
-    assert isinstance(weight, Tensor)
+    weight = cast(Tensor, layer.part("output" if kind == "heads" else "down").weight).detach()
     width = layer.head_size if kind == "heads" else 1
     return weight.float().square().sum(dim=0).unflatten(0, (-1, width)).sum(dim=1).sqrt()
 
@@ -90,7 +104,7 @@ def chosen(
 ) -> dict[str, list[list[int]]]:
     """Return the units of each kind that stay when the share `done` of the pruning is done."""
     return {
-        kind: choose(values, 1.0 - (1.0 - shares[kind]) * done, even, multiple_of if kind == "neurons" else 1)
+        kind: choose(values, 1.0 - (1.0 - shares[kind]) * done, even, 1 if kind == "heads" else multiple_of)
         for kind, values in importances.items()
     }
 
@@ -107,6 +121,9 @@ def narrow(model: nn.Module, kept: Mapping[str, list[list[int]]], multiple_of: i
         if len(neurons) < layer.neurons:
             narrow_neurons(model, layer=layer.index, neurons=list(neurons))
             changed = True
+    if "hidden" in kept and len(kept["hidden"][0]) < residual_of(model).width:
+        narrow_hidden(model, channels=kept["hidden"][0])
+        changed = True
     if not changed:
         raise NiwakiError(
             "prune found nothing to remove",
@@ -134,9 +151,8 @@ class Gradual(Companion):
         super().__init__()
         self.by, self.shares, self.even, self.multiple_of = by, shares, even, multiple_of
         self.begin, self.end, self.seed = begin, end, context.seed
-        self.layers = anatomy_of(model).layers
         self.model = [model]  # in a list: the model is not part of its companion
-        self.kinds = nn.ModuleDict({kind: Gates(model, kind, by=by, memory=MEMORY) for kind in shares})
+        self.kinds = nn.ModuleDict({kind: gates_on(model, kind, by, MEMORY) for kind in shares})
         self.done = 0.0
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -147,17 +163,17 @@ class Gradual(Companion):
         """Close what the schedule asks for; what is closed stays closed."""
         done = cubic(progress, self.begin, self.end)
         for gates in self.kinds.values():
-            assert isinstance(gates, Gates)
+            assert isinstance(gates, Masks)
             gates.forget_gradients()
         if done > self.done:
             for kind, kept in self.chosen(done).items():
                 self.gates(kind).close(kept)
         self.done = done
 
-    def gates(self, kind: str) -> Gates:
+    def gates(self, kind: str) -> Masks:
         """Return the gates of one kind."""
         gates = self.kinds[kind]
-        assert isinstance(gates, Gates)
+        assert isinstance(gates, Masks)
         return gates
 
     def chosen(self, done: float) -> dict[str, list[list[int]]]:
@@ -167,10 +183,8 @@ class Gradual(Companion):
 
     def importances(self, kind: str) -> list[Tensor]:
         """Return the present importances."""
-        if self.by == "magnitude":
-            return [magnitude(layer, kind) for layer in self.layers]
-        if self.by == "random":
-            return random(self.model[0], kind, self.seed)
+        if self.by in ("magnitude", "random"):
+            return standing(self.model[0], kind, self.by, self.seed)
         return self.gates(kind).importances()
 
     def ready(self, progress: float) -> bool:
