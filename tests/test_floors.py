@@ -47,6 +47,7 @@ FLOORS: dict[str, int] = {
     "layers": 1,
     "losses": 1,
     "schedules": 1,
+    "vocabulary": 1,
     "errors": 1,
 }
 

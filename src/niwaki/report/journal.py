@@ -13,7 +13,9 @@ from niwaki.report.folders import Row, section
 LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_heads")
 NEURONS = ("intermediate_size", "hidden_dim")
-KNOWN = {"build", "keep_layers", "narrow_heads", "narrow_neurons", "quantize_linear", "quantize_embedding"}
+VOCABULARY = ("vocab_size",)
+KNOWN = {"build", "keep_layers", "narrow_heads", "narrow_neurons", "narrow_vocabulary"}
+KNOWN |= {"quantize_linear", "quantize_embedding"}
 
 
 @dataclass
@@ -46,6 +48,9 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
         kept = ", ".join(map(str, shape.layers))
         sentences.append(f"layer{'s' * (len(shape.layers) != 1)} {kept} kept" + (f", of {total}" if total else ""))
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
+    if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
+        whole = _total(config, VOCABULARY)
+        sentences.append(f"{len(words[-1].get('tokens', [])):,}{f' of {whole:,}' if whole else ''} tokens kept")
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences

@@ -77,6 +77,10 @@ class Encoded:
             labels=self.labels[rows],
         )
 
+    def renumbered(self, ids: np.ndarray) -> Encoded:
+        """Return the rows with token id i written as `ids[i]`, the padding too."""
+        return replace(self, tokens=ids[self.tokens].astype(np.int32), pad=int(ids[self.pad]))
+
     def batch(self, indices: Sequence[int] | np.ndarray, pad: int | None = None) -> dict[str, Tensor]:
         """Return rows as tensors on the CPU, padded on the right to the longest of them.
 
