@@ -7,10 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from niwaki.anatomy import anatomy_of
@@ -62,10 +62,17 @@ class Trim(Technique):
 
     grain: ClassVar[Grain] = Grain.UNIT
 
-    keep_tokens: Literal["used"] | Annotated[float, Field(gt=0, le=1)] = "used"
+    keep_tokens: Literal["used"] | float = "used"
     min_count: int = Field(1, ge=1)
     corpus: tuple[str, ...] = ()
     head: Literal["tied"] | None = None
+
+    @field_validator("keep_tokens")
+    @classmethod
+    def _a_share(cls, value: Literal["used"] | float) -> Literal["used"] | float:
+        if value != "used" and not 0 < value <= 1:
+            raise ValueError("keep_tokens is used, or a share in (0, 1]")
+        return value
 
     @model_validator(mode="after")
     def _one_rule(self) -> Trim:
