@@ -14,6 +14,7 @@ from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
+from niwaki.techniques.trim import Trim
 from niwaki.testing import check_technique, check_together, make_context
 
 # technique, neutral setting, whether fewer bytes are promised
@@ -30,6 +31,7 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Quantize(), None, True),
     (Quantize(activations="static"), None, True),
     (Quantize(activations="none", embeddings=False), None, True),
+    (Trim(), Trim(keep_tokens=1.0), True),
 ]
 
 

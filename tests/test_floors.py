@@ -51,6 +51,7 @@ FLOORS: dict[str, int] = {
     "losses": 1,
     "schedules": 1,
     "sparse": 1,
+    "vocabulary": 1,
     "errors": 1,
 }
 

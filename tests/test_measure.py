@@ -184,7 +184,9 @@ def test_workers_are_timed_in_turns_on_the_same_inputs():
 
     rounds = [[{"n": number}, {"n": number + 10}] for number in range(3)]
     ticks: list[int] = []
-    seconds = time_in_turns([Clock("a", 1.0), Clock("b", 2.0)], rounds, 0, warm=1, tick=lambda: ticks.append(1))
+    seconds = time_in_turns(
+        [Clock("a", 1.0), Clock("b", 2.0)], [rounds, rounds], 0, warm=1, tick=lambda: ticks.append(1)
+    )
     assert seconds.tolist() == [[[1.0, 1.0]] * 3, [[2.0, 2.0]] * 3]
     expected = ["ab"[subject] for order in shuffled_orders(2, 3, 0) for subject in order]
     assert [name for name, _, _ in calls] == expected

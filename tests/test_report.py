@@ -274,6 +274,9 @@ def test_journal_counts_layers_as_the_base_does():
         *({"edit": "narrow_heads", "layer": index, "heads": [0, 1]} for index in range(6)),
     ]
     assert plain_words(everywhere) == ["every layer: 2 of 12 heads"]
+    trimmed = {"edit": "narrow_vocabulary", "tokens": list(range(1500))}
+    build = {"edit": "build", "config": {"vocab_size": 30522}}
+    assert plain_words([build, trimmed]) == ["1,500 of 30,522 tokens kept"]
     assert plain_words([{"edit": "swap_attention", "layer": 1, "kind": "linear"}]) == [
         "swap attention: layer 1, kind linear"
     ]

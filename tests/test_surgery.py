@@ -21,8 +21,10 @@ from niwaki.surgery import (
     narrow_heads,
     narrow_hidden,
     narrow_neurons,
+    narrow_vocabulary,
     quantize_embedding,
     quantize_linear,
+    vocabulary_of,
 )
 
 Models = Callable[..., nn.Module]
@@ -87,6 +89,7 @@ def test_neutral_edits_change_nothing(family: str, tiny_model: Models, batch: di
     narrow_heads(same, layer=0, heads=[0, 1, 2, 3])
     narrow_neurons(same, layer=0, neurons=list(range(64)))
     narrow_hidden(same, channels=list(range(32)))
+    narrow_vocabulary(same, tokens=list(range(200)))
     assert torch.equal(logits(same, batch), logits(whole, batch))
 
 
@@ -115,6 +118,65 @@ def test_even_cuts_load_in_plain_transformers(
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").eval()
     assert torch.equal(logits(plain, batch), logits(model, batch))
     assert not is_plain(narrow_heads(model, layer=0, heads=[0]))
+
+
+def test_kept_tokens_answer_as_before(
+    family: str, tiny_model: Models, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    whole = tiny_model(family)
+    whole.config.sep_token_id = 5
+    tokens = sorted({0, 1, 2, 5, *batch["input_ids"].unique().tolist()})
+    narrowed = narrow_vocabulary(copy.deepcopy(whole), tokens=tokens)
+    renumbered = {**batch, "input_ids": torch.searchsorted(torch.tensor(tokens), batch["input_ids"])}
+    assert torch.equal(logits(narrowed, renumbered), logits(whole, batch))
+    table = anatomy_of(narrowed).word_embeddings
+    assert table.num_embeddings == len(tokens) == narrowed.config.vocab_size < 200
+    assert narrowed.config.sep_token_id == tokens.index(5) and narrowed.config.pad_token_id == table.padding_idx
+    assert is_plain(narrowed)
+    narrow_vocabulary(narrowed, tokens=list(range(20)))
+    save(narrowed, tmp_path / "run")
+    assert weights_hash(load(tmp_path / "run")) == weights_hash(narrowed)
+    assert load(tmp_path / "run").config.to_dict()["vocab_size"] == 20
+    assert vocabulary_of(journal_of(narrowed)) == tokens[:20]
+    assert vocabulary_of(journal_of(whole)) is None
+
+
+def test_tokens_that_the_model_names_stay(tiny_model: Models) -> None:
+    with pytest.raises(NiwakiError, match=r"tokens \[0\]"):
+        narrow_vocabulary(tiny_model("bert"), tokens=[1, 2, 3])
+    # RoBERTa counts positions from the padding, 1: without token 0 every position would move
+    model = tiny_model("roberta")
+    model.config.bos_token_id = None
+    with pytest.raises(NiwakiError, match=r"tokens \[0\]"):
+        narrow_vocabulary(model, tokens=[1, 2, 3])
+    with pytest.raises(NiwakiError, match=r"0\.\.199"):
+        narrow_vocabulary(model, tokens=[0, 1, 2, 200])
+    packed = tiny_model("bert")
+    quantize_embedding(packed, module="bert.embeddings.word_embeddings")
+    with pytest.raises(NiwakiError, match="packed"):
+        narrow_vocabulary(packed, tokens=[0, 1])
+
+
+def test_an_output_head_is_narrowed_with_the_table(tiny_model: Models, batch: dict[str, Tensor]) -> None:
+    from transformers import BertForMaskedLM
+
+    torch.manual_seed(0)
+    whole = BertForMaskedLM(tiny_model("bert").config).eval()
+    nn.init.normal_(whole.cls.predictions.bias)
+    tokens = sorted({0, 199, *batch["input_ids"].unique().tolist()})
+    narrowed = narrow_vocabulary(copy.deepcopy(whole), tokens=tokens)
+    renumbered = {**batch, "input_ids": torch.searchsorted(torch.tensor(tokens), batch["input_ids"])}
+    torch.testing.assert_close(logits(narrowed, renumbered), logits(whole, batch)[..., tokens])
+    head = narrowed.get_output_embeddings()
+    assert head.weight is narrowed.bert.embeddings.word_embeddings.weight
+    assert head.bias is narrowed.cls.predictions.bias and head.out_features == len(tokens)
+    with torch.device("meta"):
+        empty = BertForMaskedLM(whole.config)
+    shapes = [
+        {name: tensor.shape for name, tensor in model.state_dict().items()}
+        for model in (narrowed, narrow_vocabulary(empty, tokens=tokens))
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_unedited_model_is_saved_as_a_plain_folder(tiny_model: Models, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ _HOME = {
     "Drop": "techniques.drop",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
+    "Trim": "techniques.trim",
     "Measurement": "measure",
     "Budget": "budget",
     # for those who write techniques
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from niwaki.techniques.drop import Drop as Drop
     from niwaki.techniques.prune import Prune as Prune
     from niwaki.techniques.quantize import Quantize as Quantize
+    from niwaki.techniques.trim import Trim as Trim
     from niwaki.train import Train as Train
 
     __version__: str

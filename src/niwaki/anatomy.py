@@ -192,6 +192,13 @@ class Anatomy:
         """Return the classification linear, or None where the model is a bare backbone."""
         return _find(self.model, self.family.head)
 
+    @property
+    def vocabulary_head(self) -> nn.Module | None:
+        """Return the linear that gives a score to each token of the vocabulary, or None in a classifier."""
+        found = getattr(self.model, "get_output_embeddings", None)
+        head: nn.Module | None = found() if found else None
+        return head
+
     def embedding_names(self) -> Iterator[str]:
         """Yield the dotted name of every embedding table."""
         start = self.prefix + self.family.embeddings

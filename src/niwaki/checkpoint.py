@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from niwaki import sparse
 from niwaki.errors import NiwakiError
 from niwaki.surgery import is_plain, is_sparse, journal_of, replay
+from niwaki.vocabulary import ids_of, narrowed
 
 WEIGHTS = "model.safetensors"
 JOURNAL = "journal.jsonl"
@@ -188,6 +190,49 @@ def load_tokenizer(source: str | Path) -> Any:
             f"no tokenizer could be loaded from {str(source)!r}: {str(error).splitlines()[0]}",
             expected="tokenizer.json beside the model",
         ) from error
+
+
+def tokenizer_record(tokenizer: Any) -> dict[str, Any]:
+    """Return a tokenizer as the JSON of the library `tokenizers` describes it.
+
+    Raises:
+        NiwakiError: the tokenizer is none of that library's.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise NiwakiError(
+            f"the tokenizer is a {type(tokenizer).__name__}, written in Python",
+            expected="one of the library tokenizers, with a tokenizer.json",
+        )
+    record: dict[str, Any] = json.loads(backend.to_str())
+    return record
+
+
+def narrow_tokenizer(tokenizer: Any, tokens: Sequence[int]) -> Any:
+    """Return the tokenizer with these tokens alone, numbered from 0 in their order; the one given is left as it was.
+
+    It takes the way over files that every reader of the saved folder takes, so none can read other ids.
+
+    Args:
+        tokenizer: of Transformers, on the library `tokenizers`.
+        tokens: ids that stay, ascending.
+
+    Raises:
+        NiwakiError: the class of the tokenizer does not build what the file says.
+    """
+    cut = narrowed(tokenizer_record(tokenizer), tokens)
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        (Path(folder) / "tokenizer.json").write_text(json.dumps(cut, ensure_ascii=False), encoding="utf-8")
+        with _hushed():
+            again = load_tokenizer(folder)
+    if again.get_vocab() != ids_of(cut):
+        raise NiwakiError(
+            f"a {type(tokenizer).__name__} with {len(tokens)} tokens reloads with others",
+            expected="a tokenizer that is what its tokenizer.json says",
+        )
+    again.name_or_path = tokenizer.name_or_path
+    return again
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,16 +90,16 @@ def compare(
                 fix=closest(runtime, RUNTIMES),
             )
     sources = _named([str(base), *(str(Path(run)) for run in runs)])
-    rows = _evaluation(str(base), task)
+    rows = _rows_of_each(sources, task)
     subjects: list[Subject] = []
     modules: dict[str, list[dict[str, Any]]] = {}
     for name, source in sources.items():
-        found, table = _subjects_of(name, source, runtimes, rows)
+        found, table = _subjects_of(name, source, runtimes, rows[name])
         subjects += found
         modules[name] = table
     measured = measure_subjects(
         subjects,
-        rows,
+        next(iter(rows.values())),
         task.metric,
         threads=threads or default_threads(),
         seed=seed,
@@ -137,9 +137,22 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, sources, strict=True))
 
 
-def _evaluation(source: str, task: Task) -> Encoded:
-    model, tokenizer = load(source), load_tokenizer(source)
-    return task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model)).evaluation
+def _rows_of_each(sources: Mapping[str, str], task: Task) -> dict[str, Encoded]:
+    """Return the split that quality is measured on as each model reads it; models of one vocabulary share the rows."""
+    known: list[tuple[dict[str, int], Encoded]] = []
+    rows: dict[str, Encoded] = {}
+    labels: list[str] | None = None
+    for name, source in sources.items():
+        tokenizer = load_tokenizer(source)
+        vocabulary = tokenizer.get_vocab()
+        found = next((shared for other, shared in known if other == vocabulary), None)
+        if found is None:
+            model = load(source)
+            labels = labels or label_names(model)  # the base's, so that class ids mean the same for all
+            found = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), labels).evaluation
+            known.append((vocabulary, found))
+        rows[name] = found
+    return rows
 
 
 def _subjects_of(
@@ -157,7 +170,7 @@ def _subjects_of(
     for runtime in runtimes:
         to = RUNTIMES[runtime]
         path, parity = artifact_of(source, to, rows, folder) if to else (Path(source), None)
-        subjects.append(Subject(name=name, runtime=runtime, path=path, parity=parity, **counted))
+        subjects.append(Subject(name=name, runtime=runtime, path=path, parity=parity, rows=rows, **counted))
     return subjects, module_table(model, rows)
 
 

@@ -169,14 +169,15 @@ def carry_out_into(
         log({"event": "note", "note": note})
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     context = Context(task, data, tokenizer, teacher, seed, folder, cache_folder(), log, progress)
-    _save_result(_carry_out(recipe, model, context, folder), tokenizer, folder)
+    result, context = _carry_out(recipe, model, context, folder)
+    _save_result(result, context.tokenizer, folder)
     for to in export:
-        export_run(folder, to, data.evaluation, log)
+        export_run(folder, to, context.data.evaluation, log)
     return Run(folder)
 
 
-def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path) -> nn.Module:
-    """Run the steps that are not done yet, from the last one that is."""
+def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path) -> tuple[nn.Module, Context]:
+    """Run the steps that are not done yet, from the last one that is; return the model, and what it reads."""
     keys = step_keys(recipe, model, context)
     folders = [folder / "steps" / f"{index:02d}-{step.name}" for index, step in enumerate(recipe.steps)]
     done = 0
@@ -184,6 +185,7 @@ def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path)
         context.log({"event": "note", "note": f"{folders[done].name} was done before"})
         done += 1
     current = load(folders[done - 1]) if done else copy.deepcopy(model)
+    reading = context
     for step, key, place in list(zip(recipe.steps, keys, folders, strict=True))[done:]:
         workspace = _workspace(place, key)
         begin = time.monotonic()
@@ -192,7 +194,8 @@ def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path)
             context.log({"step": name, **event})
 
         log({"event": "step-begin"})
-        here = Context(**{**context.__dict__, "workspace": workspace, "log": log})
+        reading = reading.as_read_by(current)
+        here = Context(**{**reading.__dict__, "workspace": workspace, "log": log})
         try:
             current = step.run(current, here).cpu()
         except NiwakiError as error:
@@ -208,7 +211,7 @@ def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path)
                 "parameters": count_parameters(current),
             }
         )
-    return current
+    return current, reading.as_read_by(current)
 
 
 def step_keys(recipe: Recipe, model: nn.Module, context: Context) -> list[str]:

@@ -146,6 +146,85 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
 
 
 @edit
+def narrow_vocabulary(model: nn.Module, *, tokens: list[int]) -> None:
+    """Keep these tokens' rows of the word table, and of an output head over the vocabulary; ids count anew from 0.
+
+    The ids that the config names follow. What shared a tensor with the table shares the narrowed one.
+
+    Args:
+        model: any model of a known family.
+        tokens: ids, ascending, `fixed_tokens` among them.
+    """
+    anatomy = anatomy_of(model)
+    table = word_table(model)
+    _check_indices(tokens, table.num_embeddings, "tokens")
+    new = {old: index for index, old in enumerate(tokens)}
+    if missing := sorted(fixed_tokens(model) - new.keys()):
+        raise NiwakiError(f"tokens {missing} would go", expected="what the model itself names among those that stay")
+    head = anatomy.vocabulary_head
+    if head is not None:
+        model.tie_weights()  # type: ignore[operator]  # built on the meta device, a model has lost its ties
+    index = torch.tensor(tokens, device=table.weight.device)
+    wide = [table.weight, *(head.parameters(recurse=False) if head else ())]
+    narrow = {
+        id(one): (one, nn.Parameter(one.detach().index_select(0, index), requires_grad=one.requires_grad))
+        for one in wide
+    }
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in narrow:
+                setattr(module, name, narrow[id(parameter)][1])
+    table.num_embeddings = len(tokens)
+    if table.padding_idx is not None:
+        table.padding_idx = new[table.padding_idx]
+    if isinstance(head, nn.Linear):
+        head.out_features = len(tokens)
+    for name, value in _named_tokens(model).items():
+        ids = [new.get(one, one) for one in value]
+        setattr(model.config, name, ids if isinstance(getattr(model.config, name), list) else ids[0])
+    model.config.vocab_size = len(tokens)  # type: ignore[union-attr]
+
+
+def word_table(model: nn.Module) -> nn.Embedding:
+    """Return the word table (V, D), or say that it is packed."""
+    table = anatomy_of(model).word_embeddings
+    if not isinstance(table, nn.Embedding):
+        raise NiwakiError(f"the word table is a {type(table).__name__}", expected="one not packed into bits yet")
+    return table
+
+
+def fixed_tokens(model: nn.Module) -> set[int]:
+    """Return the ids of the tokens that the model itself names, so that none of them can go.
+
+    Where positions count from the padding's id (RoBERTa), every token before it stays too: the padding keeps its id.
+    """
+    table = word_table(model)
+    fixed = {one for value in _named_tokens(model).values() for one in value if 0 <= one < table.num_embeddings}
+    if table.padding_idx is not None:
+        fixed.add(table.padding_idx)
+    for module in anatomy_of(model).embeddings.modules():
+        if isinstance(module, nn.Embedding) and module is not table and module.padding_idx is not None:
+            fixed |= set(range(module.padding_idx + 1))
+    return fixed
+
+
+def vocabulary_of(records: Sequence[Record]) -> list[int] | None:
+    """Return, for each token after these edits, its id before them; None when all ids are as they were."""
+    ids: list[int] | None = None
+    for record in records:
+        if record["edit"] == "narrow_vocabulary":
+            ids = list(record["tokens"]) if ids is None else [ids[token] for token in record["tokens"]]
+    return ids
+
+
+def _named_tokens(model: nn.Module) -> dict[str, list[int]]:
+    """Return the ids of each entry of the config that names tokens (`pad_token_id` and the like)."""
+    config: dict[str, Any] = model.config.to_dict()  # type: ignore[union-attr,operator]
+    named = {name: value for name, value in config.items() if name.endswith("token_id") and value is not None}
+    return {name: value if isinstance(value, list) else [value] for name, value in named.items()}
+
+
+@edit
 def quantize_linear(
     model: nn.Module,
     *,
@@ -284,7 +363,8 @@ def _check_indices(indices: Sequence[int], count: int, what: str, least: int = 1
     good = len(indices) >= least and all(0 <= index < count for index in indices)
     if not good or sorted(set(indices)) != list(indices):
         number = "one or more " if least else ""
-        raise NiwakiError(f"{what} are {list(indices)}", expected=f"{number}indices in 0..{count - 1}, ascending")
+        shown = f"{list(indices)}" if len(indices) <= 32 else f"[{indices[0]}, ..., {indices[-1]}]"
+        raise NiwakiError(f"{what} are {shown}", expected=f"{number}indices in 0..{count - 1}, ascending")
 
 
 def _note_even_neurons(model: nn.Module) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from niwaki.anatomy import longest_input
+from niwaki.checkpoint import narrow_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
+from niwaki.surgery import journal_of, vocabulary_of
 from niwaki.task import Dataset, Encoded, Task
 
 
@@ -37,13 +41,14 @@ class Context:
     Attributes:
         task: the task, with its loss and metric.
         data: its encoded splits. A technique may look at `train` and at the selection rows, never at `evaluation`.
-        tokenizer: the base's tokenizer.
+        tokenizer: the one that `data` was encoded with: the base's, without what a step took from the vocabulary.
         base: the model as it was handed in, in eval mode, with frozen parameters (the default teacher).
         seed: of everything random in this run.
         workspace: folder of this step; what is in it survives an interruption and vanishes when the step is done.
         cache: folder shared by runs, for outputs that cost much (teacher outputs).
         log: called with one JSON-able record an event.
         progress: draw progress bars.
+        base_ids: (V,) the base's id of each token of `tokenizer`; None while they are the same.
     """
 
     task: Task
@@ -55,6 +60,7 @@ class Context:
     cache: Path
     log: Callable[[dict[str, Any]], None] = field(default=_no_log)
     progress: bool = False
+    base_ids: np.ndarray | None = None
 
     @property
     def train(self) -> Encoded:
@@ -66,6 +72,24 @@ class Context:
                 fix=f"{self.task.data}/train.csv",
             )
         return self.data.train
+
+    def as_read_by(self, model: nn.Module) -> Context:
+        """Return the context with the rows and the tokenizer that the model reads, in the token ids that it has now.
+
+        What the model took from the vocabulary stands in its journal; until then this is the context itself.
+        """
+        ids = vocabulary_of(journal_of(model)[len(journal_of(self.base)) :])
+        if ids is None or (self.base_ids is not None and np.array_equal(self.base_ids, ids)):
+            return self
+        tokens = ids if self.base_ids is None else np.searchsorted(self.base_ids, ids).tolist()
+        tokenizer = narrow_tokenizer(self.tokenizer, tokens)
+        longest = longest_input(model, tokenizer, self.task.max_length)
+        data = self.task.encode(tokenizer, longest, list(self.data.labels))
+        return replace(self, data=data, tokenizer=tokenizer, base_ids=np.array(ids))
+
+    def for_base(self, rows: Encoded) -> Encoded:
+        """Return rows of `data` with the ids that the base has for the same tokens: what a teacher reads."""
+        return rows if self.base_ids is None else rows.renumbered(self.base_ids)
 
     def calibration_batches(self, count: int, batch_size: int = 32) -> Iterator[dict[str, Tensor]]:
         """Yield padded batches of `count` seeded training rows, on the CPU."""

@@ -136,7 +136,9 @@ def check_result(
     assert weights_hash(model) == weights_hash(again), f"{technique.name}: the same seed gave other weights"
     assert weights_hash(context.base) == untouched, f"{technique.name}: the caller's model was changed"
     check_no_scaffolding(model, technique)
-    save(model, folder, context.tokenizer)
+    reading = context.as_read_by(model)
+    save(model, folder, reading.tokenizer)
+    assert load_tokenizer(folder).get_vocab() == reading.tokenizer.get_vocab(), f"{technique.name}: another tokenizer"
     loaded = load(folder)
     assert journal_of(loaded)[1:] == journal_of(model)[1:], f"{technique.name}: the journal did not survive"
     assert torch.equal(logits(loaded, context), logits(model, context)), f"{technique.name}: reloads with other outputs"
@@ -145,7 +147,7 @@ def check_result(
         now, before = ((place / WEIGHTS).stat().st_size for place in (folder, base_folder))
         assert now < before, f"{technique.name}: {now} bytes on disk, the base has {before}"
     for to in exports:
-        write_artifact(loaded, to, folder / FORMATS[to][0], examples_of(loaded, context.data.evaluation, 16))
+        write_artifact(loaded, to, folder / FORMATS[to][0], examples_of(loaded, reading.data.evaluation, 16))
 
 
 def check_no_scaffolding(model: nn.Module, technique: Technique) -> None:
@@ -171,7 +173,8 @@ def check_together(technique: Technique, other: Technique, context: Context) -> 
 
 def logits(model: nn.Module, context: Context) -> Tensor:
     """Return the logits of the first rows of the evaluation split, in one padded batch."""
-    batch = context.data.evaluation.batch(range(min(8, len(context.data.evaluation))))
+    rows = context.as_read_by(model).data.evaluation
+    batch = rows.batch(range(min(8, len(rows))))
     batch.pop("labels")
     with torch.inference_mode():
         result: Tensor = model.eval()(**batch).logits

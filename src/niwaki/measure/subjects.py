@@ -57,6 +57,7 @@ class Subject:
         parameters, macs_per_token: counted on the model, when known.
         precision: "f32", "bf16" or None for the runtime's own choice (ONNX Runtime: None).
         parity: `agreement`, `largest_difference` and perhaps `count` of the export.
+        rows: the evaluation split in the model's own token ids, where they are not those of the others.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Subject:
     macs_per_token: float | None = None
     precision: str | None = None
     parity: dict[str, Any] | None = None
+    rows: Encoded | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def measure_subjects(
 
     Args:
         subjects: artifacts, the base's among them.
-        evaluation: the split no technique has seen; timed inputs are drawn from it.
+        evaluation: the split no technique has seen; timed inputs are drawn from it. A subject with rows of its own
+            gets the same texts from those.
         metric: "accuracy", "f1" or "mcc".
         base: index of the subject that quality and speed are compared with; the first torch subject, or the
             first, when None.
@@ -126,18 +129,19 @@ def measure_subjects(
     threads = threads or default_threads()
     plan = QUICK if quick else Plan(rounds=rounds)
     facts = machine()
+    read = [evaluation if subject.rows is None else subject.rows for subject in subjects]
     with ExitStack() as stack:
         tick = stack.enter_context(_progress(_ticks(subjects, evaluation, plan), progress))
         workers = [stack.enter_context(_start(subject, threads, tick)) for subject in subjects]
-        latency_SRI = _time_singles(workers, evaluation, plan, seed, tick)
-        throughput_SR = _time_batches(workers, evaluation, plan, seed, tick)
+        latency_SRI = _time_singles(workers, evaluation, read, plan, seed, tick)
+        throughput_SR = _time_batches(workers, evaluation, read, plan, seed, tick)
         memory = [worker.peak_memory() for worker in workers]
         rows = _quality_rows(evaluation, plan, seed)
-        predictions = [_predict(worker, evaluation, rows, tick) for worker in workers]
+        predictions = [_predict(worker, own, rows, tick) for worker, own in zip(workers, read, strict=True)]
     against = {"base": subjects[base].name, "base_runtime": subjects[base].runtime}
     labels = evaluation.labels[rows]
     records = []
-    for index, (subject, worker) in enumerate(zip(subjects, workers, strict=True)):
+    for index, (subject, worker, own) in enumerate(zip(subjects, workers, read, strict=True)):
         ratio = ratio_over_rounds(latency_SRI[base], latency_SRI[index])
         quality = paired_quality(predictions[base], predictions[index], labels, metric, seed=seed)
         timed = {
@@ -146,7 +150,7 @@ def measure_subjects(
             "throughput_per_second": float(np.median(throughput_SR[index])),
             "memory_peak_bytes": memory[index],
             "quality": Quality(split=evaluation.name, **quality),
-            "conditions": _conditions(facts, worker, evaluation, plan, threads, seed),
+            "conditions": _conditions(facts, worker, own, plan, threads, seed),
         }
         records.append(Measurement(**_known(subject), **timed))
     return records
@@ -171,6 +175,9 @@ def _check(subjects: Sequence[Subject], evaluation: Encoded, base: int | None, r
         raise NiwakiError("nothing to measure", expected="one artifact or more")
     if not len(evaluation):
         raise NiwakiError(f"the {evaluation.name} split is empty", expected="rows to measure on")
+    for subject in subjects:
+        if subject.rows is not None and not np.array_equal(subject.rows.labels, evaluation.labels):
+            raise NiwakiError(f"{subject.name} has other rows than {evaluation.name}", expected="the same texts")
     if rounds < 1:
         raise NiwakiError(f"rounds is {rounds}", expected="1 or more", fix="rounds=10")
     if base is None:
@@ -188,28 +195,30 @@ def _start(subject: Subject, threads: int, tick: Tick) -> Worker:
     return worker
 
 
-def _time_singles(workers: list[Worker], rows: Encoded, plan: Plan, seed: int, tick: Tick) -> Floats:
+def _time_singles(
+    workers: list[Worker], rows: Encoded, read: list[Encoded], plan: Plan, seed: int, tick: Tick
+) -> Floats:
     """Return seconds (S, R, I) at batch 1, after every worker has seen every length that will come."""
     drawn_RI = draw_rows(rows.lengths, plan.rounds, plan.repeats, seed)
-    first_of_length = np.unique(rows.lengths[drawn_RI.ravel()], return_index=True)[1]
-    warm = [pad_rows(rows, [row]) for row in drawn_RI.ravel()[first_of_length]]
-    for worker in workers:
-        _checked_run(worker, warm)
+    for worker, own in zip(workers, read, strict=True):
+        first_of_length = np.unique(own.lengths[drawn_RI.ravel()], return_index=True)[1]
+        _checked_run(worker, [pad_rows(own, [row]) for row in drawn_RI.ravel()[first_of_length]])
         tick("warming up")
-    batches = [[pad_rows(rows, [row]) for row in drawn_I] for drawn_I in drawn_RI]
+    batches = [[[pad_rows(own, [row]) for row in drawn_I] for drawn_I in drawn_RI] for own in read]
     return time_in_turns(workers, batches, seed, tick=lambda: tick("latency"))
 
 
-def _time_batches(workers: list[Worker], rows: Encoded, plan: Plan, seed: int, tick: Tick) -> Floats:
+def _time_batches(
+    workers: list[Worker], rows: Encoded, read: list[Encoded], plan: Plan, seed: int, tick: Tick
+) -> Floats:
     """Return rows per second (S, R) at batch 32: the same rows each round, cut into batches by length."""
     drawn = draw_rows(rows.lengths, 1, plan.throughput_batches * BATCH, seed)[0]
-    batches = batches_by_length(rows, drawn, BATCH)
-    for worker in workers:
-        _checked_run(worker, batches)
+    batches = [batches_by_length(own, drawn, BATCH) for own in read]
+    for worker, own in zip(workers, batches, strict=True):
+        _checked_run(worker, own)
         tick("warming up")
-    seconds_SRI = time_in_turns(
-        workers, [batches] * plan.throughput_rounds, seed, warm=1, tick=lambda: tick("throughput")
-    )
+    rounds = [[own] * plan.throughput_rounds for own in batches]
+    seconds_SRI = time_in_turns(workers, rounds, seed, warm=1, tick=lambda: tick("throughput"))
     return np.asarray(len(drawn) / seconds_SRI.sum(axis=2))
 
 

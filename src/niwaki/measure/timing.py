@@ -49,28 +49,28 @@ def shuffled_orders(subjects: int, rounds: int, seed: int) -> list[list[int]]:
 
 def time_in_turns(
     workers: Sequence[Clocked],
-    batches_of_rounds: Sequence[Sequence[Batch]],
+    batches_of_subjects: Sequence[Sequence[Sequence[Batch]]],
     seed: int,
     warm: int = 3,
     tick: Callable[[], None] = lambda: None,
 ) -> Floats:
-    """Time all workers on the same batches, round after round; return seconds (S, R, I).
+    """Time all workers on the same texts, round after round; return seconds (S, R, I).
 
     Slow drifts of the machine (clock, heat, neighbours) then fall on all subjects alike. Only one worker runs
     at a time.
 
     Args:
         workers: one a subject.
-        batches_of_rounds: R lists of I batches.
+        batches_of_subjects: for each worker, in its own token ids, R lists of I batches.
         seed: of the order within rounds.
         warm: how many of a round's batches are first run unrecorded, for caches, clock and sleeping threads.
         tick: called after each block.
     """
-    shape = (len(workers), len(batches_of_rounds), len(batches_of_rounds[0]))
+    shape = (len(workers), len(batches_of_subjects[0]), len(batches_of_subjects[0][0]))
     seconds_SRI = np.zeros(shape)
-    for number, order in enumerate(shuffled_orders(len(workers), len(batches_of_rounds), seed)):
-        batches = batches_of_rounds[number]
+    for number, order in enumerate(shuffled_orders(len(workers), shape[1], seed)):
         for subject in order:
+            batches = batches_of_subjects[subject][number]
             seconds_SRI[subject, number] = workers[subject].time(batches, warm=batches[-warm:] if warm else ())
             tick()
     return seconds_SRI

@@ -9,7 +9,7 @@ from typing import Any
 
 from niwaki.errors import NiwakiError
 from niwaki.report import steps, tables, usage
-from niwaki.report.folders import Place, RunFolder, number, read_run, section
+from niwaki.report.folders import Place, Row, RunFolder, number, read_run, section
 from niwaki.report.headline import headlines
 from niwaki.report.journal import plain_words
 from niwaki.report.page import origin_of, render, write
@@ -105,6 +105,7 @@ def limits(run: RunFolder) -> list[str]:
         )
     if own.get("latency_seconds"):
         told.append("Latencies hold for the machine and the lengths of text named here; measure again on yours.")
+    told += [_covered(record) for record in run.log if "covered_tokens" in record][-1:]
     if any("8 bits" in edit for edit in plain_words(run.journal)):
         told.append(
             "Arithmetic in 8 bits is fast on processors with instructions for it (VNNI, AMX, dot product);"
@@ -112,6 +113,15 @@ def limits(run: RunFolder) -> list[str]:
         )
     told.append("It inherits the licence, the biases and the limits of its base.")
     return told
+
+
+def _covered(record: Row) -> str:
+    """Tell how much of new texts a trimmed vocabulary reads as the base does."""
+    tokens, rows = (100 * (number(record, key) or 0.0) for key in ("covered_tokens", "covered_rows"))
+    return (
+        f"Its vocabulary is that of its training texts: {tokens:.1f}% of the tokens of the validation texts, and"
+        f" {rows:.1f}% of the texts, are read as the base reads them; other words are read in smaller pieces."
+    )
 
 
 def markdown(text: str) -> str:

@@ -13,6 +13,7 @@ from niwaki.report.folders import Row, section
 LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_heads")
 NEURONS = ("intermediate_size", "hidden_dim")
+VOCABULARY = ("vocab_size",)
 HIDDEN = ("hidden_size", "dim")
 KNOWN = {
     "build",
@@ -20,6 +21,7 @@ KNOWN = {
     "narrow_heads",
     "narrow_neurons",
     "narrow_hidden",
+    "narrow_vocabulary",
     "quantize_linear",
     "quantize_embedding",
     "sparsify_linear",
@@ -58,6 +60,9 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
     sentences += _hidden(journal, _total(config, HIDDEN))
     sentences += _sparse(journal)
+    if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
+        whole = _total(config, VOCABULARY)
+        sentences.append(f"{len(words[-1].get('tokens', [])):,}{f' of {whole:,}' if whole else ''} tokens kept")
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences

@@ -81,6 +81,10 @@ class Encoded:
         """Return about `count` rows with the classes in proportion, or these very rows where there are no more."""
         return self if count >= len(self) else self.select(stratified_rows(self.labels, count, seed))
 
+    def renumbered(self, ids: np.ndarray) -> Encoded:
+        """Return the rows with token id i written as `ids[i]`, the padding too."""
+        return replace(self, tokens=ids[self.tokens].astype(np.int32), pad=int(ids[self.pad]))
+
     def batch(self, indices: Sequence[int] | np.ndarray, pad: int | None = None) -> dict[str, Tensor]:
         """Return rows as tensors on the CPU, padded on the right to the longest of them.
 

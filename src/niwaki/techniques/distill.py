@@ -92,7 +92,8 @@ class Distill(Technique):
         layer = (self.relation_layer or anatomy_of(teacher).num_layers) if self.relations else 0
         names = [LOGITS] + [hidden_name(theirs) for _, theirs in pairs]
         names += [relation_name(role, layer) for role in ROLES] if layer else []
-        outputs = teacher_outputs(teacher, context.train, names, context.cache, progress=context.progress)
+        rows = context.for_base(context.train)
+        outputs = teacher_outputs(teacher, rows, names, context.cache, progress=context.progress)
         heads = self.relation_heads or anatomy_of(teacher).layers[-1].heads
         return Distillation(self, model, outputs, pairs, layer, heads)
 
@@ -117,16 +118,21 @@ class Distill(Technique):
         if self.teacher is None:
             return context.base
         teacher = load(self.teacher).requires_grad_(False)
-        if load_tokenizer(self.teacher).get_vocab() != context.tokenizer.get_vocab():
+        theirs = load_tokenizer(self.teacher).get_vocab()
+        ours = context.tokenizer.get_vocab()
+        if context.base_ids is not None:  # a step trimmed ours; the teacher reads the ids that the base has
+            ours = {token: int(context.base_ids[index]) for token, index in ours.items()}
+            theirs = {token: index for token, index in theirs.items() if token in ours}
+        if theirs != ours:
             raise NiwakiError(
                 f"teacher {self.teacher} has another vocabulary than the model",
                 expected="a teacher that reads the same tokens",
                 place="distill",
             )
-        theirs, ours = label_names(teacher), label_names(model)
-        if theirs != ours:
+        labels, expected = label_names(teacher), label_names(model)
+        if labels != expected:
             raise NiwakiError(
-                f"teacher {self.teacher} has labels {theirs}", expected=f"{ours}, in this order", place="distill"
+                f"teacher {self.teacher} has labels {labels}", expected=f"{expected}, in this order", place="distill"
             )
         return teacher
 
