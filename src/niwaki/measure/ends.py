@@ -101,12 +101,13 @@ def verdict(first: Contrast, last: Contrast, middle: list[tuple[float, float]], 
     finding = "refuted" if -1 in sides else "shown" if sides == (1, 1) else "open"
     words = {"shown": "show", "refuted": "refute", "open": "neither show nor refute"}[finding]
     redundant = [low for low, high in middle if high >= 0]
-    worst = f", though of up to {max(0.0, -min(redundant)):.2f} points by their intervals" if redundant else ""
+    most = max((-low for low in redundant), default=0.0)
+    may = f"; by their intervals it may still be up to {most:.2f} points" if most > 0 else ""
     sentence = (
         f"These {count} rows {words} that the first and the last layer matter more than the middle: "
         f"{first}, and {last}. "
         f"Of the {len(middle)} layers in the middle, {len(redundant)} can each be removed alone without a loss that "
-        f"these rows can measure{worst}."
+        f"these rows can measure{may}."
     )
     return Verdict(
         finding=finding, first=first, last=last, middle=len(middle), redundant=len(redundant), sentence=sentence
