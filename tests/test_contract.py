@@ -9,7 +9,7 @@ import pytest
 
 from niwaki import techniques
 from niwaki.task import Task
-from niwaki.technique import Technique
+from niwaki.technique import Grain, Technique
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.prune import Prune
@@ -21,6 +21,12 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Distill(hidden=1.0, relations=1.0), None, False),
     (Drop(keep_layers=1), Drop(keep_layers=2), True),
     (Prune(keep_heads=0.5, keep_neurons=0.5, multiple_of=8), Prune(), True),
+    (Prune(keep_weights=0.5, by="magnitude"), Prune(by="magnitude"), True),
+    (Prune(pattern="2:4", by="magnitude"), None, True),
+    (Prune(keep_weights=0.5, by="wanda", examples=32), Prune(by="wanda"), True),
+    (Prune(keep_weights=0.5, by="sparsegpt", examples=32), Prune(by="sparsegpt"), True),
+    (Prune(keep_weights=0.5, by="movement"), Prune(by="movement"), True),
+    (Prune(keep_heads=0.5, keep_neurons=0.5, multiple_of=8, by="movement"), None, True),
     (Quantize(), None, True),
     (Quantize(activations="static"), None, True),
     (Quantize(activations="none", embeddings=False), None, True),
@@ -45,7 +51,12 @@ def test_technique(
 
 
 COMPANIONS = [row[0] for row in ROWS if row[0].can_accompany]
-PAIRS = [(one, two) for index, one in enumerate(COMPANIONS) for two in COMPANIONS[index + 1 :]]
+PAIRS = [
+    (one, two)
+    for index, one in enumerate(COMPANIONS)
+    for two in COMPANIONS[index + 1 :]
+    if one.cuts != two.cuts or one.cuts == Grain.NONE  # at most one technique for each grain
+]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(one.name for one in pair))
