@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from niwaki.anatomy import anatomy_of
 from niwaki.artifacts import export
 from niwaki.checkpoint import WEIGHTS, load, save, weights_hash
 from niwaki.errors import NiwakiError
+from niwaki.measure.counting import module_table
 from niwaki.surgery import keep_layers, quantize_linear, sparsify_linear
 
 Models = Callable[..., nn.Module]
@@ -100,6 +102,27 @@ def test_saved_sparse_reloads_bit_equal(family: str, tiny_model: Models, tmp_pat
     assert sizes[1] - sizes[0] == pytest.approx(saved, abs=len(names) * sparse.OVERHEAD)
     config = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("sparse", "dense")]
     assert [one["niwaki"]["plain"] for one in config] == [False, True]
+
+
+def test_the_documented_reader_reads(tiny_model: Models, tmp_path: Path) -> None:
+    """The lines of Python in the page of the format, with NumPy and safetensors alone."""
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "files.md").read_text("utf-8")
+    lines = page.partition("## Sparse weights")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    model = zeroed(tiny_model("bert"), share=3)
+    save(model, tmp_path)
+    name = anatomy_of(model).layers[1].name_of("down") + ".weight"
+    assert np.array_equal(names["read"](tmp_path / WEIGHTS, name), model.state_dict()[name].numpy())
+
+
+def test_bytes_by_part_are_those_of_the_file(tiny_model: Models) -> None:
+    model = tiny_model("bert")
+    batch = {"input_ids": torch.ones(1, 8, dtype=torch.long)}
+    dense = {row["module"]: row["bytes"] for row in module_table(model, batch)}
+    packed = {row["module"]: row["bytes"] for row in module_table(zeroed(model), batch)}
+    assert packed["embeddings"] == dense["embeddings"]
+    assert dense["layer 0 feed-forward"] - packed["layer 0 feed-forward"] == 2 * 64 * 32 * (4 - 2 - 1 / 8)
 
 
 def test_an_unpruned_model_is_never_packed(tiny_model: Models, tmp_path: Path) -> None:

@@ -72,6 +72,16 @@ def unpack(stored: Mapping[str, Tensor], metadata: Mapping[str, str] | None, pla
     return {name: dense.get(name, tensor) for name, tensor in stored.items() if name not in bitmaps}
 
 
+def stored_bytes(tensor: Tensor) -> int:
+    """Return the bytes that a tensor takes in a file where zeros are left out.
+
+    >>> stored_bytes(torch.eye(64)), stored_bytes(torch.ones(64, 64))
+    (768, 16384)
+    """
+    plain = tensor.detach().cpu().contiguous()
+    return sum(part.numel() * part.element_size() for part in _packed(plain) or (plain,))
+
+
 def read(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, packed ones unpacked."""
     from safetensors import safe_open

@@ -289,7 +289,8 @@ def sparsify_linear(model: nn.Module, *, module: str, kept: int) -> None:
 
 def is_sparse(model: nn.Module) -> bool:
     """Say whether weights of the model are to be stored sparse."""
-    return any(record["edit"] == "sparsify_linear" for record in journal_of(model))
+    journal: list[Record] = getattr(model, "niwaki_journal", None) or []
+    return any(record["edit"] == "sparsify_linear" for record in journal)
 
 
 def narrow_linear(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:

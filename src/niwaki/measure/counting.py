@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from niwaki.sparse import stored_bytes
+from niwaki.surgery import is_sparse
 from niwaki.task import Encoded
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
@@ -57,7 +59,8 @@ def module_table(model: nn.Module, examples: Encoded | Mapping[str, Tensor]) -> 
     size_bytes: Counter[str] = Counter()
     macs: Counter[str] = Counter()
     for name, tensor in _own_tensors(model):
-        size_bytes[part_of(name)] += tensor.numel() * tensor.element_size()
+        dense = tensor.numel() * tensor.element_size()
+        size_bytes[part_of(name)] += stored_bytes(tensor) if is_sparse(model) else dense
         parameters[part_of(name)] += tensor.numel() if _is_weight(name, tensor) else 0
     for name, count in _macs_by_module(model, batch).items():
         macs[part_of(name)] += count

@@ -85,6 +85,12 @@ class Prune(Technique):
     t)^2 of the expected share s of the layers' parameters and a target t that falls to `keep`. At `end` they become 0
     or 1 within that share.
 
+    Single weights leave zeros, that is a smaller `model.safetensors` (a bit a weight, and the weights that are left)
+    and no faster runtime. Which stay: "magnitude" the highest |W_ij|; "wanda", in each row, the highest |W_ij| ||X_j||
+    over the inputs X; "sparsegpt" those whose removal costs most, w_j^2 / [H^-1]_jj with H = X^T X, while the others of
+    the row make up for it; "movement" (in training) the highest scores S, learnt by dL/dS = dL/d(W M) W. Wanda and
+    SparseGPT cut each matrix by the same share. Movement also scores heads and neurons.
+
     Args:
         keep_heads: share of attention heads that stays, in (0, 1].
         keep_neurons: share of feed-forward neurons that stays, in (0, 1].
@@ -100,7 +106,7 @@ class Prune(Technique):
         gate_learning_rate: of the gates that "hard-concrete" learns. 0.01 (long trainings) to 0.1 (short ones).
 
     Raises:
-        NiwakiError: nothing would be removed, or the method cannot do what is asked.
+        NiwakiError: nothing would be removed, the method cannot do what is asked, or N:M does not divide a width.
 
     Composes with: distill (recommended: the rest learns from the whole model), drop before it, quantize after it.
 
@@ -110,7 +116,10 @@ class Prune(Technique):
         order). Louizos, Welling and Kingma 2018, Learning Sparse Neural Networks through L0 Regularization, equations
         10 to 13 (hard-concrete). Xia, Zhong and Chen 2022, Structured Pruning Learns Compact and Accurate Models,
         section 3.1 (layers, heads, neurons and channels together). Zhu and Gupta 2017, To Prune, or Not to Prune,
-        equation 1 (cubic schedule).
+        equation 1 (cubic schedule). Han et al. 2015, Learning both Weights and Connections for Efficient Neural
+        Networks (magnitude). Sun et al. 2023, A Simple and Effective Pruning Approach for Large Language Models,
+        equation 1 (Wanda). Frantar and Alistarh 2023, SparseGPT, algorithm 1. Sanh, Wolf and Rush 2020, Movement
+        Pruning, section 4. Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3 (movement of units).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads
