@@ -52,7 +52,7 @@ class Trim(Technique):
 
     References:
         Abdaoui, Pradel and Sigel 2020, Load What You Need: Smaller Versions of Multilingual BERT, section 3.
-        Yang, Cui and Chen 2022, TextPruner: A Model Pruning Toolkit for Pre-Trained Language Models (vocabulary pruning).
+        Yang, Cui and Chen 2022, TextPruner: A Model Pruning Toolkit for Pre-Trained Language Models (of vocabularies).
 
     Example:
         >>> Trim(min_count=2).keep_tokens
