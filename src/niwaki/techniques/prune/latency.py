@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
@@ -16,25 +15,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.checkpoint import write_text
-from niwaki.errors import NiwakiError
 from niwaki.export.onnx_file import write_onnx
+from niwaki.export.openvino_file import write_openvino
 from niwaki.export.prepare import LeanLayer, is_known
 from niwaki.measure.conditions import machine, versions
-from niwaki.measure.timing import time_in_turns
-from niwaki.runtime import default_threads, installed
-from niwaki.runtime.worker import Service, settle, time_calls
+from niwaki.measure.timing import Clocked, time_in_turns
+from niwaki.runtime import default_threads, installed, open_artifact
+from niwaki.runtime.artifact import Batch
+from niwaki.runtime.worker import settle, time_calls
 from niwaki.surgery import narrow_heads, narrow_neurons, quantize_linear
 from niwaki.technique import Context
 from niwaki.techniques.prune.plan import KINDS, Costs
 
 #: Layers in a timed stack: enough that the clock sees them, with weights of their own, as in a model.
-COPIES = 4
+COPIES = 3
 #: Sizes of a kind that are timed; those between are interpolated.
-TIMED_SIZES = 8
-ROUNDS, REPEATS, WARM = 15, 8, 3
+TIMED_SIZES = 6
+ROUNDS, REPEATS, WARM = 7, 20, 5
 WORDS = 16
 Table = dict[str, dict[int, float]]
 
@@ -53,7 +54,9 @@ def latency_costs(
         runtime, bits = "torch", 32
     layers = anatomy_of(model).layers
     special = runtime != "torch"
-    tables = {place: timed(model, context, sizes, length, runtime, bits, place) for place in ("layer", "last")[: 1 + special]}
+    tables = {
+        place: timed(model, context, sizes, length, runtime, bits, place) for place in ("layer", "last")[: 1 + special]
+    }
     costs: dict[str, list[dict[int, float]]] = {kind: [] for kind in KINDS}
     for layer in layers:
         table = tables["last" if special and layer.index == len(layers) - 1 else "layer"]
@@ -92,26 +95,29 @@ def timed(
 def _measured(
     model: nn.Module, wanted: Mapping[str, list[int]], length: int, runtime: str, bits: int, place: str, threads: int
 ) -> Table:
-    """Time stacks of layers of every size, in turns."""
+    """Time stacks of layers of every size, in turns; only one is in memory at a time."""
     most = {kind: wanted[kind][-1] for kind in KINDS}
-    shapes = [{**most, kind: size} for kind in KINDS for size in wanted[kind]]
+    shapes = {(kind, size): {**most, kind: size} for kind in KINDS for size in wanted[kind]}
+    different = list(dict.fromkeys(tuple(shape.values()) for shape in shapes.values()))
     batch = {"input_ids": np.ones((1, length), np.int64), "attention_mask": np.ones((1, length), np.int64)}
     with tempfile.TemporaryDirectory() as folder:
-        stacks = [None, *shapes]
+        stacks = [None, *(dict(zip(KINDS, shape, strict=True)) for shape in different)]
         clocks = [
-            _clock(_stack(model, shape, bits, place), Path(folder) / f"{index}.onnx", runtime, threads)
+            _clock(model, shape, bits, place, Path(folder) / f"{index}.onnx", runtime, threads)
             for index, shape in enumerate(stacks)
         ]
         seconds_SRI = time_in_turns(clocks, [[batch] * REPEATS] * ROUNDS, seed=0, warm=WARM)
     seconds_S = np.median(np.median(seconds_SRI, axis=2), axis=1)
-    layer_seconds = ((seconds_S[1:] - seconds_S[0]) / COPIES).clip(min=1e-9)
-    heads = _isotonic(layer_seconds[: len(wanted["heads"])])
-    neurons = _isotonic(layer_seconds[len(wanted["heads"]) :])
-    heads = (heads - (neurons[-1] - neurons[0])).clip(min=1e-9)
-    neurons = neurons - neurons[0]
+    layer_seconds = dict(zip(different, ((seconds_S[1:] - seconds_S[0]) / COPIES).clip(min=1e-9), strict=True))
+
+    def of(kind: str) -> np.ndarray:
+        return _isotonic(np.array([layer_seconds[tuple(shapes[kind, size].values())] for size in wanted[kind]]))
+
+    heads, neurons = of("heads"), of("neurons")
+    attention = (heads - (neurons[-1] - neurons[0])).clip(min=1e-9)
     return {
         kind: dict(zip(wanted[kind], map(float, values), strict=True))
-        for kind, values in (("heads", heads), ("neurons", neurons))
+        for kind, values in (("heads", attention), ("neurons", neurons - neurons[0]))
     }
 
 
@@ -156,38 +162,57 @@ def _stack(model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: 
     return Stack(words, anatomy.layers if shape else [], place).eval().requires_grad_(False)
 
 
-def _clock(stack: Stack, file: Path, runtime: str, threads: int) -> Any:
-    """Return what times a stack."""
+def _clock(
+    model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: str, file: Path, runtime: str, threads: int
+) -> Clocked:
+    """Return what times a stack of this shape."""
+    stack = _stack(model, shape, bits, place)
     if runtime == "torch":
         return _TorchClock(stack)
+    file = file.with_suffix(".xml") if runtime == "openvino" else file
     sample = {"input_ids": torch.ones(2, 8, dtype=torch.int64), "attention_mask": torch.ones(2, 8, dtype=torch.int64)}
     sample["attention_mask"][1, 5:] = 0
-    write_onnx(stack, sample, file)
-    service = Service()
-    service.open(str(file), runtime, threads, None)
-    return service
+    with sdpa_kernel(SDPBackend.MATH):
+        (write_openvino if runtime == "openvino" else write_onnx)(stack, sample, file)
+    return _FileClock(file, runtime, threads)
+
+
+class _FileClock:
+    """Open an artifact each time it is to be timed, and let it go."""
+
+    def __init__(self, file: Path, runtime: str, threads: int) -> None:
+        self.file, self.runtime, self.threads = file, runtime, threads
+
+    def time(self, batches: Sequence[Batch], warm: Sequence[Batch] = ()) -> list[float]:
+        """Return the seconds of each batch."""
+        artifact = open_artifact(self.file, self.runtime, self.threads)
+        prepared, before = ([artifact.prepare(batch) for batch in some] for some in (batches, warm))
+        seconds = time_calls(artifact.run, prepared, before)
+        settle()
+        return seconds
 
 
 class _TorchClock:
-    """Time a stack in PyTorch, as a worker times an artifact."""
+    """Time a stack in PyTorch."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
 
-    def time(self, batches: Sequence[Mapping[str, Any]], warm: Sequence[Mapping[str, Any]] = ()) -> list[float]:
+    def time(self, batches: Sequence[Batch], warm: Sequence[Batch] = ()) -> list[float]:
         """Return the seconds of each batch."""
-        prepared, before = ([{k: torch.from_numpy(v) for k, v in one.items()} for one in some] for some in (batches, warm))
+        prepared, before = (
+            [{name: torch.from_numpy(value) for name, value in batch.items()} for batch in some]
+            for some in (batches, warm)
+        )
         with torch.inference_mode():
-            seconds = time_calls(lambda batch: self.stack(**batch), prepared, before)
-        settle()
-        return seconds
+            return time_calls(lambda batch: self.stack(**batch), prepared, before)
 
 
 def _spread(sizes: list[int]) -> list[int]:
     """Return at most `TIMED_SIZES` of the sizes, evenly spread, both ends among them.
 
     >>> _spread(list(range(1, 13)))
-    [1, 3, 4, 6, 7, 9, 10, 12]
+    [1, 3, 5, 8, 10, 12]
     """
     places = np.linspace(0, len(sizes) - 1, min(TIMED_SIZES, len(sizes)))
     return [sizes[round(place)] for place in places]

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,8 @@ from niwaki.techniques.prune.sensitivity import BATCH, frozen, gate_fisher, outp
 
 Curves = Mapping[str, list[list[float]]]
 METHODS = ("mask-search", "second-order")
+#: How many calibrations the cache holds.
+CACHED = 8
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def calibrated(model: nn.Module, context: Context, by: str, examples: int) -> Ca
         for kind in KINDS:
             for index in layers:
                 tensors[f"curve.{kind}.{index}"] = torch.tensor(made.curves[kind][index], dtype=torch.float64)
+        _make_room(file.parent)
         aside = file.with_name(f".{file.name}.{os.getpid()}.writing")
         save_file(tensors, aside)
         aside.replace(file)
@@ -143,6 +147,13 @@ def calibrated(model: nn.Module, context: Context, by: str, examples: int) -> Ca
         {kind: [read[f"curve.{kind}.{index}"].tolist() for index in layers] for kind in KINDS},
         {kind: [read[f"fisher.{kind}.{index}"] for index in layers] for kind in KINDS},
     )
+
+
+def _make_room(folder: Path) -> None:
+    """Keep only the newest of earlier calibrations."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    for file in files[: max(0, len(files) - CACHED + 1)]:
+        file.unlink(missing_ok=True)
 
 
 def _calibrate(model: nn.Module, context: Context, by: str, examples: int) -> Calibration:

@@ -54,9 +54,7 @@ class Rows:
 
 
 @torch.no_grad()
-def rebuild(
-    model: nn.Module, batches: Iterable[dict[str, Tensor]], choose: Choose, ridge: float = RIDGE
-) -> nn.Module:
+def rebuild(model: nn.Module, batches: Iterable[dict[str, Tensor]], choose: Choose, ridge: float = RIDGE) -> nn.Module:
     """Cut every block to the units that `choose` keeps, and fit its readout anew, from the first layer to the last.
 
     The inputs are those of the model cut so far, and the outputs wanted are such that the sum with the residual stream

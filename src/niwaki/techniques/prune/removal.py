@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ def without(weight_OI: Tensor, inverse_II: Tensor, gone: Tensor, stay: Tensor) -
     Args:
         weight_OI: the weights.
         inverse_II: the inverse Hessian.
-        gone, stay: the inputs, each in one of them.
+        gone: inputs that go.
+        stay: all the others.
 
     Returns:
         Weights and inverse of the inputs that stay.
@@ -80,8 +83,10 @@ def removal_order(
         mask = torch.ones(len(units), dtype=torch.bool)
         mask[gone] = False
         order += units[gone].tolist()
-        errors += [errors[-1] + total for total in torch.tensor(costs).cumsum(dim=0).tolist()]
-        weight_OI, inverse_II = without(weight_OI, inverse_II, _columns(gone, width), _columns(mask.nonzero()[:, 0], width))
+        errors += [errors[-1] + total for total in accumulate(costs)]
+        weight_OI, inverse_II = without(
+            weight_OI, inverse_II, _columns(gone, width), _columns(mask.nonzero()[:, 0], width)
+        )
         units = units[mask]
     return order, errors
 

@@ -52,4 +52,6 @@ def order_of(
     floor = DAMPING * float(fisher_DD.diagonal().mean()) + 1e-30
     root_DD = torch.linalg.cholesky(fisher_DD + floor * torch.eye(len(fisher_DD), dtype=torch.float64))
     priced_OI = root_DD.T @ weight_OI.detach().double()
-    return removal_order(priced_OI, moments.hessian, weight_OI.shape[1] // units, DAMPING, max(1, units // GROUPS), stay)
+    return removal_order(
+        priced_OI, moments.hessian, weight_OI.shape[1] // units, DAMPING, max(1, units // GROUPS), stay
+    )

@@ -43,7 +43,9 @@ def gate_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, 
         return multiply
 
     handles = [
-        layer.part(READERS[kind][0]).register_forward_pre_hook(stand(layer, kind)) for layer in layers for kind in READERS
+        layer.part(READERS[kind][0]).register_forward_pre_hook(stand(layer, kind))
+        for layer in layers
+        for kind in READERS
     ]
     try:
         for _ in _backward(model, context, examples):
@@ -62,7 +64,7 @@ def output_fisher(model: nn.Module, context: Context, examples: int) -> dict[str
 
     M = sum over tokens of g g^T with g = dL/dy; with the inputs' Hessian it prices an error of the block in the loss.
 
-    Source: Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, section 3.
+    Source: Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature.
     """
     layers = anatomy_of(model).layers
     fisher: dict[str, list[Tensor]] = {kind: [] for kind in READERS}

@@ -206,7 +206,8 @@ class Prune(Technique):
             share = getattr(self.keep, self.keep.what)
             if isinstance(share, tuple):
                 raise NiwakiError(
-                    f"keep latency is {list(share)}", expected="one share here; compress makes a run for each of several"
+                    f"keep latency is {list(share)}",
+                    expected="one share here; compress makes a run for each of several",
                 )
             cost = Cost(self.keep.what, share, self.keep.runtime, self.keep.bits, self.keep.length)
         return PostTraining(self.by, self.shares, cost, self.even, self.multiple_of, self.examples)
