@@ -64,6 +64,10 @@ class Run:
     folder: Path = Path("runs/small")
 
     @property
+    def members(self) -> list[Run]:
+        return [self]
+
+    @property
     def comparison(self) -> Comparison:
         return Comparison()
 

@@ -112,6 +112,15 @@ def compare(
     return comparison
 
 
+def joined(comparisons: Sequence[Comparison]) -> Comparison:
+    """Return one comparison of several with the same base; the base's rows are those of the first."""
+    first = comparisons[0]
+    if len(comparisons) == 1:
+        return first
+    others = [row for one in comparisons for row in one.rows if row.name != one.base]
+    return Comparison(first.base, [*(row for row in first.rows if row.name == first.base), *others])
+
+
 def measure(
     model: str | Path | Any,
     task: Task,

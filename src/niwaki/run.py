@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.artifacts import export_run
 from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, weights_hash, write_text, written_aside
-from niwaki.comparison import Comparison, compare
+from niwaki.comparison import Comparison, compare, joined
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
 from niwaki.measure.conditions import machine
@@ -33,7 +33,7 @@ from niwaki.technique import Context
 
 @dataclass(frozen=True)
 class Run:
-    """Name a run folder and read what is in it."""
+    """Name a run folder and read what is in it; the folder of a family holds runs, its members."""
 
     folder: Path
 
@@ -48,9 +48,14 @@ class Run:
         return Recipe.read(self.folder / "recipe.yaml")
 
     @property
+    def members(self) -> list[Run]:
+        """Return the runs of a family, in the order of its recipe; a single run is its own only member."""
+        return [Run(self.folder / name) for name in self.recipe.family()] or [self]
+
+    @property
     def comparison(self) -> Comparison:
-        """Return what was measured of the run, beside its base."""
-        return Comparison.read(self.folder / "measurement.json")
+        """Return what was measured of the run, or of all members, beside the base."""
+        return joined([Comparison.read(member.folder / "measurement.json") for member in self.members])
 
     @property
     def base(self) -> dict[str, Any]:
@@ -82,6 +87,9 @@ def compress(
 
     The base is left as it was.
 
+    A recipe with a list of targets makes a family: a run folder for each target in `out`, from one calibration. What
+    comes back names the folder of the family, and its `members` are the runs.
+
     On an existing folder it goes on: finished steps are kept (each keyed by the hash of all that went into it), and an
     interrupted training takes up its last checkpoint and ends with the weights it would have had.
 
@@ -101,14 +109,33 @@ def compress(
         NiwakiError: the base, the recipe or the data do not fit together, or an artifact does not agree with the model.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
-    run = carry_out_into(
-        Path(out), base, recipe, task, seed=seed, export=export, threads=threads, progress=progress, new_head=False
-    )
-    if measure and not _is_measured(run, runtimes or installed(), threads or default_threads()):
-        compare(_folder_of(base), run, task=task, runtimes=runtimes, threads=threads, seed=seed, progress=progress)
-    if measure:
+    folder = Path(out)
+    family = recipe.family()
+    members = {folder / name: member for name, member in family.items()} or {folder: recipe}
+    if family:
+        _refuse_other_content(folder, members)
+    runs = [
+        carry_out_into(
+            place,
+            base,
+            member,
+            task,
+            seed=seed,
+            export=export,
+            threads=threads,
+            progress=progress,
+            new_head=False,
+            beside=list(members),
+        )
+        for place, member in members.items()
+    ]
+    if family:
+        write_text(folder / "recipe.yaml", recipe.dump())
+    if measure and not all(_is_measured(run, runtimes or installed(), threads or default_threads()) for run in runs):
+        compare(_folder_of(base), *runs, task=task, runtimes=runtimes, threads=threads, seed=seed, progress=progress)
+    for run in runs if measure else ():
         card(run.folder)
-    return run
+    return Run(folder)
 
 
 def _is_measured(run: Run, runtimes: Sequence[str], threads: int) -> bool:
@@ -145,8 +172,12 @@ def carry_out_into(
     progress: bool,
     new_head: bool,
     export: Sequence[str] = (),
+    beside: Sequence[Path] = (),
 ) -> Run:
-    """Read base and data, check the recipe against them, carry it out, save the result and write the artifacts."""
+    """Read base and data, check the recipe against them, carry it out, save the result and write the artifacts.
+
+    Steps that a run `beside` this one has done the same way are taken from there.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -169,19 +200,21 @@ def carry_out_into(
         log({"event": "note", "note": note})
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     context = Context(task, data, tokenizer, teacher, seed, folder, cache_folder(), log, progress)
-    result, context = _carry_out(recipe, model, context, folder)
+    result, context = _carry_out(recipe, model, context, folder, beside)
     _save_result(result, context.tokenizer, folder)
     for to in export:
         export_run(folder, to, context.data.evaluation, log)
     return Run(folder)
 
 
-def _carry_out(recipe: Recipe, model: nn.Module, context: Context, folder: Path) -> tuple[nn.Module, Context]:
+def _carry_out(
+    recipe: Recipe, model: nn.Module, context: Context, folder: Path, beside: Sequence[Path] = ()
+) -> tuple[nn.Module, Context]:
     """Run the steps that are not done yet, from the last one that is; return the model, and what it reads."""
     keys = step_keys(recipe, model, context)
     folders = [folder / "steps" / f"{index:02d}-{step.name}" for index, step in enumerate(recipe.steps)]
     done = 0
-    while done < len(keys) and _is_done(folders[done], keys[done]):
+    while done < len(keys) and (_is_done(folders[done], keys[done]) or _taken(folders[done], keys[done], beside)):
         context.log({"event": "note", "note": f"{folders[done].name} was done before"})
         done += 1
     current = load(folders[done - 1]) if done else copy.deepcopy(model)
@@ -234,6 +267,17 @@ def _is_done(folder: Path, key: str) -> bool:
     return file.is_file() and json.loads(file.read_text())["key"] == key and (folder / WEIGHTS).is_file()
 
 
+def _taken(folder: Path, key: str, beside: Sequence[Path]) -> bool:
+    """Copy a finished step from a run that has it, if one has."""
+    for other in beside:
+        source = other / "steps" / folder.name
+        if _is_done(source, key):
+            with written_aside(folder) as aside:
+                shutil.copytree(source, aside, dirs_exist_ok=True)
+            return True
+    return False
+
+
 def _workspace(place: Path, key: str) -> Path:
     """Return the folder an unfinished step works in; what another recipe left there goes."""
     workspace = place.with_name(f"{place.name}.unfinished")
@@ -260,10 +304,12 @@ def _save_result(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     write_text(stamp, digest)
 
 
-def _refuse_other_content(folder: Path) -> None:
+def _refuse_other_content(folder: Path, members: Collection[Path] = ()) -> None:
+    """Refuse to write a run, or the members of a family, where something else stands."""
     if folder.is_file():
         raise NiwakiError(f"{folder} is a file", expected="a folder for the run", fix=f"--out {folder}-run")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "base.json").is_file():
+    ours = any((place / "base.json").is_file() for place in members or [folder])
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise NiwakiError(
             f"{folder} holds other files",
             expected="an empty folder, or a run to go on with",

@@ -160,6 +160,10 @@ class Technique(Parameters):
         """Say whether the technique can stand inside `train`."""
         return type(self).accompany is not Technique.accompany
 
+    def family(self) -> dict[str, Technique]:
+        """Return, by name, the single techniques that one with a list of targets stands for; else nothing."""
+        return {}
+
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
 

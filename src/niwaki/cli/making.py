@@ -101,7 +101,8 @@ def compress(
 
     Writes a run folder with the model, its artifacts, the comparison with the base, the model card and the
     log, and prints the comparison; the base is left as it was. Run the same command again to resume what was
-    interrupted. With --budget, a missed bound ends in exit 1.
+    interrupted. With --budget, a missed bound ends in exit 1. A recipe with a list of targets makes a run
+    for each of them.
 
     Examples:
       niwaki compress runs/base --data reviews/ --recipe encoder-cpu --out runs/small
@@ -131,11 +132,14 @@ def compress(
             threads=threads,
             progress=not quiet,
         )
+    folders = [str(member.folder) for member in run.members]
     if not (measure or bounds):
-        print_json({"run": str(run.folder)}) if json else typer.echo(run.folder)
+        one_or_more = {"run": folders[0]} if len(folders) == 1 else {"runs": folders}
+        print_json(one_or_more) if json else typer.echo("\n".join(folders))
         return
     comparison = run.comparison
-    print_json(comparison) if json else typer.echo(f"{comparison}\n\n{run.folder / 'README.md'}")
+    cards = "\n".join(f"{folder}/README.md" for folder in folders)
+    print_json(comparison) if json else typer.echo(f"{comparison}\n\n{cards}")
     if bounds is not None and tell_misses(bounds, comparison):
         raise typer.Exit(MISSED)
 

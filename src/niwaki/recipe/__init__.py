@@ -16,6 +16,7 @@ from niwaki.errors import NiwakiError, closest
 from niwaki.recipe import order, override, parse, shipped
 from niwaki.recipe.order import Step
 from niwaki.recipe.schema import schema
+from niwaki.technique import Technique
 
 __all__ = ["Recipe", "Step"]
 
@@ -98,6 +99,20 @@ class Recipe:
             except NiwakiError as error:
                 raise error.at(assignment) from None
         return recipe
+
+    def family(self) -> dict[str, Recipe]:
+        """Return, by name, the single recipes that one with lists of targets stands for; else nothing."""
+        for index, step in enumerate(self.steps):
+            members = step.family() if isinstance(step, Technique) else {}
+            if members:
+                steps = self.steps
+                single = {name: Recipe([*steps[:index], one, *steps[index + 1 :]]) for name, one in members.items()}
+                return {
+                    "-".join(filter(None, [name, inner])): recipe
+                    for name, outer in single.items()
+                    for inner, recipe in (outer.family() or {"": outer}).items()
+                }
+        return {}
 
     @staticmethod
     def schema() -> dict[str, Any]:

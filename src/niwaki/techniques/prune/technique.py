@@ -8,10 +8,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.prune import hard_concrete, movement, units, weights
 from niwaki.techniques.prune.masks import Rule, read_pattern
+from niwaki.techniques.prune.post_training import METHODS, Cost, PostTraining
 
 Share = Annotated[float, Field(gt=0, le=1)]
 By = Literal[
@@ -43,6 +45,7 @@ CUTS: dict[str, tuple[str, ...]] = {
     "sparsegpt": ("weights",),
 }
 ONLY_AT_ONCE = ("mask-search", "second-order", "wanda", "sparsegpt")
+COSTS = ("latency", "macs", "parameters")
 ONLY_IN_TRAIN = ("hard-concrete", "movement")
 
 
@@ -53,6 +56,9 @@ class Keep(Parameters):
         latency: share of the layers' time in the runtime the model is made for; a list makes a run for each share.
         macs: share of the layers' multiply-accumulates.
         parameters: share of the layers' parameters.
+        runtime: that latency is measured in: "onnxruntime", "openvino" or "torch".
+        bits: that latency is measured at: 32, or 8 where `quantize` follows.
+        length: tokens of a text that latency is measured at; by default the mean of the training rows.
     """
 
     name: ClassVar[str] = "keep"
@@ -60,10 +66,18 @@ class Keep(Parameters):
     latency: Share | tuple[Share, ...] | None = None
     macs: Share | None = None
     parameters: Share | None = None
+    runtime: Literal["onnxruntime", "openvino", "torch"] = "onnxruntime"
+    bits: Literal[8, 32] = 32
+    length: int | None = Field(None, ge=1)
+
+    @property
+    def what(self) -> str:
+        """Return the cost that is bounded."""
+        return next(name for name in COSTS if getattr(self, name) is not None)
 
     @model_validator(mode="after")
     def _one(self) -> Keep:
-        given = [name for name, value in self if value is not None]
+        given = [name for name in COSTS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"keep has {', '.join(given) or 'nothing'}, expected one of latency, macs and parameters")
         return self
@@ -175,7 +189,7 @@ class Prune(Technique):
         if self.pattern is not None or self.keep_weights < 1.0:
             kinds.append("weights")
         if self.keep is not None:
-            kinds += [name for name, value in self.keep if value is not None]
+            kinds.append(self.keep.what)
         return tuple(kinds)
 
     @property
@@ -194,11 +208,35 @@ class Prune(Technique):
         return self.by not in ONLY_AT_ONCE
 
     def check(self, model: nn.Module) -> None:
-        """Refuse, before any work begins, what cannot be done to this model."""
+        """Refuse, before any work begins, what this model cannot give."""
         if "weights" in self.cut:
             weights.check(model, self.rule)
         if self.learnt_share < 1.0:
             hard_concrete.check(model, self.learnt_share, self.multiple_of)
+        for member in [*self.family().values()] or [self]:
+            assert isinstance(member, Prune)
+            if member.by in METHODS and member.cut:
+                member._post_training().check(model)
+
+    def family(self) -> dict[str, Technique]:
+        """Return one prune for each of several latencies."""
+        if self.keep is None or not isinstance(self.keep.latency, tuple):
+            return {}
+        members = {f"latency-{share:g}": self.keep.model_copy(update={"latency": share}) for share in self.keep.latency}
+        return {name: self.model_copy(update={"keep": keep}) for name, keep in members.items()}
+
+    def _post_training(self) -> PostTraining:
+        """Return the request as the methods without a training take it."""
+        cost = None
+        if self.keep is not None:
+            share = getattr(self.keep, self.keep.what)
+            if isinstance(share, tuple):
+                raise NiwakiError(
+                    f"keep latency is {list(share)}",
+                    expected="one share here; compress makes a run for each of several",
+                )
+            cost = Cost(self.keep.what, share, self.keep.runtime, self.keep.bits, self.keep.length)
+        return PostTraining(self.by, self.shares, cost, self.even, self.multiple_of, self.examples)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Remove what goes now."""
@@ -208,6 +246,8 @@ class Prune(Technique):
             return model
         if "weights" in self.cut:
             return weights.at_once(model, context, self.by, self.rule, self.examples)
+        if self.by in METHODS:
+            return self._post_training().apply(model, context)
         return units.at_once(model, context, self.by, self.shares, self.even, self.multiple_of, self.examples)
 
     def accompany(self, model: nn.Module, context: Context) -> Companion:

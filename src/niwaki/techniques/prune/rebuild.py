@@ -1,0 +1,149 @@
+"""Walk through a model layer by layer: cut each block, and let what stays give what the whole block gave."""
+
+# B batch, T tokens, D hidden, P tokens that are not padding, I inputs of a linear
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.anatomy import Layer, anatomy_of
+from niwaki.calibrate import inputs_of
+from niwaki.surgery import narrow_heads, narrow_neurons
+from niwaki.techniques.prune.readout import Moments
+
+#: The linear that reads the units of each kind, and the norm that follows it.
+READERS = {"heads": ("output", "attention_norm"), "neurons": ("down", "output_norm")}
+#: Share of the mean diagonal of the moments that holds a readout where it was.
+RIDGE = 1e-3
+#: Which units of a kind stay in a layer, told from what the layer's inputs are by now.
+Choose = Callable[[Layer, str, Moments], list[int]]
+
+
+class _Stop(Exception):
+    """End a forward as soon as its first layer is reached."""
+
+
+@dataclass
+class Rows:
+    """Hold a batch on its way: its states before the next layer, as they were and as they have become.
+
+    Attributes:
+        was_BTD, is_BTD: of the model as it was, and of the model cut so far.
+        real_BT: where tokens are not padding.
+        positional, named: the layers' other arguments.
+    """
+
+    was_BTD: Tensor
+    is_BTD: Tensor
+    real_BT: Tensor
+    positional: tuple[Any, ...]
+    named: dict[str, Any]
+
+    def through(self, layer: nn.Module, states_BTD: Tensor) -> Tensor:
+        """Return what a layer makes of the states."""
+        output = layer(states_BTD, *self.positional, **self.named)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+
+@torch.no_grad()
+def rebuild(model: nn.Module, batches: Iterable[dict[str, Tensor]], choose: Choose, ridge: float = RIDGE) -> nn.Module:
+    """Cut every block to the units that `choose` keeps, and fit its readout anew, from the first layer to the last.
+
+    The inputs are those of the model cut so far, and the outputs wanted are such that the sum with the residual stream
+    is what it was: a layer makes up for what the layers before it lost as well.
+
+    Args:
+        model: of a known family, in eval mode.
+        batches: calibration rows.
+        choose: is called for each kind of units of each layer, in order.
+        ridge: share of the mean diagonal of the moments that holds the weights where they were, above 0.
+    """
+    rows = _entered(model, batches)
+    cut = False
+    for layer in anatomy_of(model).layers:
+        original = copy.deepcopy(layer.module)
+        for kind, narrow in (("heads", narrow_heads), ("neurons", narrow_neurons)):
+            moments = _moments(layer, replace(layer, module=original) if cut else layer, kind, rows)
+            kept = choose(layer, kind, moments)
+            width, count = (layer.head_size, layer.heads) if kind == "heads" else (1, layer.neurons)
+            cut = cut or len(kept) < count
+            if not cut:
+                continue
+            reader = _reader(layer, kind)
+            columns = (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten()
+            weight, bias = moments.readout(reader, columns, ridge)
+            if len(kept) < count:
+                narrow(model, layer=layer.index, **{kind: kept})
+            reader.weight.copy_(weight)
+            reader.bias.copy_(bias)
+        for row in rows:
+            row.is_BTD = row.through(layer.module, row.is_BTD)
+            row.was_BTD = row.through(original, row.was_BTD) if cut else row.is_BTD
+    return model
+
+
+def _reader(layer: Layer, kind: str) -> nn.Linear:
+    reader = layer.part(READERS[kind][0])
+    assert isinstance(reader, nn.Linear)
+    return reader
+
+
+def _entered(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Rows]:
+    """Return the batches as they stand before the first layer."""
+    rows: list[Rows] = []
+
+    def hold(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        states_BTD, *others = positional
+        rows.append(Rows(states_BTD, states_BTD, batch["attention_mask"].bool(), tuple(others), named))
+        raise _Stop
+
+    handle = anatomy_of(model).layers[0].module.register_forward_pre_hook(hold, with_kwargs=True)
+    try:
+        for batch in batches:
+            with contextlib.suppress(_Stop):
+                model(**inputs_of(batch))
+    finally:
+        handle.remove()
+    return rows
+
+
+def _moments(layer: Layer, original: Layer, kind: str, rows: list[Rows]) -> Moments:
+    """Return the moments of what the units' reader sees now, and of what it should put out."""
+    reader = _reader(layer, kind)
+    moments = Moments(reader.in_features, reader.out_features)
+    for row in rows:
+        inputs_BTI, output_BTD, is_BTD = _summed(layer, kind, row, row.is_BTD)
+        was_BTD = is_BTD if original is layer else _summed(original, kind, row, row.was_BTD)[2]
+        wanted_BTD = was_BTD - (is_BTD - output_BTD)
+        moments.see(inputs_BTI[row.real_BT], wanted_BTD[row.real_BT])
+    return moments
+
+
+def _summed(layer: Layer, kind: str, row: Rows, states_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a reader's inputs and outputs, and the sum of its outputs and the residual stream, before the norm."""
+    seen: dict[str, Tensor] = {}
+
+    def read(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["inputs"], seen["output"] = inputs[0], output
+
+    def sum_up(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen["sum"] = inputs[0]
+        raise _Stop
+
+    reader, norm = (layer.part(role) for role in READERS[kind])
+    handles = [reader.register_forward_hook(read), norm.register_forward_pre_hook(sum_up)]
+    try:
+        with contextlib.suppress(_Stop):
+            row.through(layer.module, states_BTD)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen["inputs"], seen["output"], seen["sum"]

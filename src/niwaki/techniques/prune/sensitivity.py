@@ -1,0 +1,127 @@
+"""What the loss says of each block: gradients by gates on its units, and by what it puts out."""
+
+# B batch, T tokens, D hidden, U units, P tokens that are not padding
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.anatomy import Layer, anatomy_of
+from niwaki.calibrate import inputs_of
+from niwaki.technique import Context
+from niwaki.techniques.prune.rebuild import READERS
+
+BATCH = 32
+
+
+def gate_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, list[Tensor]]:
+    """Return for each kind and layer the empirical Fisher information (U, U) by gates g_u = 1 on its units.
+
+    F = sum over examples of (dL/dg) (dL/dg)^T, each example with its own gradient; 1/2 (1 - m)^T F (1 - m) estimates
+    what a mask m costs.
+
+    Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, equations 5 to 7.
+    """
+    layers = anatomy_of(model).layers
+    fisher = {kind: [torch.zeros(count, count) for count in units(layers, kind)] for kind in READERS}
+    gates: list[tuple[str, int, Tensor]] = []
+
+    def stand(layer: Layer, kind: str) -> Callable[..., tuple[Tensor, ...]]:
+        count = units([layer], kind)[0]
+
+        def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            inputs_BTI = inputs[0]
+            gate_BU = torch.ones(len(inputs_BTI), count, device=inputs_BTI.device, requires_grad=True)
+            gates.append((kind, layer.index, gate_BU))
+            gate_BI = gate_BU.repeat_interleave(inputs_BTI.shape[-1] // count, dim=1)
+            return (inputs_BTI * gate_BI[:, None].to(inputs_BTI.dtype), *inputs[1:])
+
+        return multiply
+
+    handles = [
+        layer.part(READERS[kind][0]).register_forward_pre_hook(stand(layer, kind))
+        for layer in layers
+        for kind in READERS
+    ]
+    try:
+        for _ in _backward(model, context, examples):
+            for kind, index, gate_BU in gates:
+                assert gate_BU.grad is not None
+                fisher[kind][index].addmm_(gate_BU.grad.T, gate_BU.grad)
+            gates.clear()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return fisher
+
+
+def output_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, list[Tensor]]:
+    """Return for each kind and layer the empirical Fisher information (D, D) by what the block puts out.
+
+    M = sum over tokens of g g^T with g = dL/dy; with the inputs' Hessian it prices an error of the block in the loss.
+
+    Source: Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature.
+    """
+    layers = anatomy_of(model).layers
+    fisher: dict[str, list[Tensor]] = {kind: [] for kind in READERS}
+    handles = []
+
+    def watch(total_DD: Tensor) -> Callable[..., None]:
+        def see(gradient_BTD: Tensor) -> None:
+            gradient_PD = gradient_BTD.flatten(0, -2).float()
+            total_DD.addmm_(gradient_PD.T, gradient_PD)
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            output.requires_grad_(True)
+            output.register_hook(see)
+
+        return hook
+
+    for layer in layers:
+        for kind, (reader, _) in READERS.items():
+            linear = layer.part(reader)
+            width = linear.out_features
+            assert isinstance(width, int)
+            fisher[kind].append(torch.zeros(width, width))
+            handles.append(linear.register_forward_hook(watch(fisher[kind][-1])))
+    try:
+        for _ in _backward(model, context, examples):
+            pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return fisher
+
+
+def units(layers: list[Layer], kind: str) -> list[int]:
+    """Return how many units of a kind each layer has."""
+    return [layer.heads if kind == "heads" else layer.neurons for layer in layers]
+
+
+def _backward(model: nn.Module, context: Context, examples: int) -> Iterator[None]:
+    """Run the calibration rows forward and the sum of their losses backward, with the model's own weights frozen."""
+    with frozen(model):
+        for batch in context.calibration_batches(examples, batch_size=BATCH):
+            loss = context.task.loss(model(**inputs_of(batch)).logits, batch["labels"])
+            (loss * len(batch["labels"])).backward()  # the task's loss is a mean
+            yield
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode with no gradients by its weights."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(was_training)
