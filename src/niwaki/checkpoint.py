@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from niwaki.errors import NiwakiError
-from niwaki.surgery import is_plain, journal_of, replay
+from niwaki.surgery import is_plain, journal_of, replay, tie_head, tied_names
 
 WEIGHTS = "model.safetensors"
 JOURNAL = "journal.jsonl"
@@ -64,11 +64,36 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> Path:
         (folder / JOURNAL).unlink(missing_ok=True)  # nothing was edited: a plain Transformers folder
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     aside = folder / f".{WEIGHTS}.writing"
-    save_file(tensors, aside, metadata={"format": "pt"})
+    save_file(tensors_of(model), aside, metadata={"format": "pt"})
     aside.replace(folder / WEIGHTS)
     return folder
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what a file of the model holds, on the CPU: each tensor once, tied ones by their first name."""
+    named = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    first = set(named.values())
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name in first}
+
+
+def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], assign: bool = True) -> None:
+    """Give a model, empty or not, the tensors that `tensors_of` returned; every one must have its place.
+
+    Args:
+        model: of the shapes of the tensors.
+        tensors: by name; of a tied language head the table alone.
+        assign: put them in the places of the model's own, else copy the numbers.
+
+    Raises:
+        RuntimeError: of PyTorch, when one is missing, too many or of another shape.
+    """
+    names = tied_names(model)
+    if names is not None:
+        head, table = (f"{name}.weight" for name in names)
+        tensors = {head: tensors[table], **tensors} if table in tensors else tensors
+    model.load_state_dict(tensors, strict=True, assign=assign)
+    tie_head(model)
 
 
 def is_run(folder: str | Path) -> bool:
@@ -79,7 +104,9 @@ def is_run(folder: str | Path) -> bool:
 def load(
     source: str | Path, *, labels: list[str] | None = None, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> nn.Module:
-    """Load a sequence classifier as a plain Transformers module, in eval mode.
+    """Load a sequence classifier or a causal language model as a plain Transformers module, in eval mode.
+
+    Which of the two it is, its config says; with `labels` it becomes a classifier.
 
     Args:
         source: a run folder, a folder that Transformers wrote, or a hub id.
@@ -113,14 +140,14 @@ def load_run(folder: Path) -> nn.Module:
     model.niwaki_journal = records[:1]  # type: ignore[assignment]
     replay(model, records)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+        put_tensors(model, load_file(folder / WEIGHTS))
     except RuntimeError as error:
         raise NiwakiError(f"{folder / WEIGHTS} does not fit {folder / JOURNAL}: {error}") from error
     return model.eval()
 
 
 def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust_remote_code: bool) -> nn.Module:
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     extra: dict[str, Any] = {}
     if labels is not None:
@@ -128,7 +155,10 @@ def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust
         extra = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     try:
         with _hushed():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            writes = labels is None and any(name.endswith("ForCausalLM") for name in config.architectures or ())
+            kind: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+            model, report = kind.from_pretrained(
                 source,
                 dtype=torch.float32,
                 use_safetensors=None if allow_pickle else True,
@@ -144,7 +174,8 @@ def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust
         ) from error
     if report["missing_keys"] and labels is None:
         raise NiwakiError(
-            f"{source} has no fine-tuned classification head (missing: {', '.join(sorted(report['missing_keys']))})",
+            f"{source} has no fine-tuned {'language' if writes else 'classification'} head "
+            f"(missing: {', '.join(sorted(report['missing_keys']))})",
             expected="a model fine-tuned on the task",
             fix=f"niwaki finetune {source} --data YOUR_DATA --out base",
         )

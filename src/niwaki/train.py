@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
-from niwaki.checkpoint import WEIGHTS, written_aside
+from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, written_aside
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
 from niwaki.schedules import warmup_linear
@@ -344,9 +344,8 @@ class _Fit:
             from safetensors.torch import save_file
 
             self.place.best = quality
-            state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
             aside = self.best_file.with_suffix(".writing")
-            save_file(state, aside)
+            save_file(tensors_of(self.model), aside)
             aside.replace(self.best_file)
             self.checkpoint()  # place and best weights belong together
 
@@ -355,7 +354,7 @@ class _Fit:
         if self.train.best and self.best_file.is_file():
             from safetensors.torch import load_file
 
-            self.model.load_state_dict(load_file(self.best_file))
+            put_tensors(self.model, load_file(self.best_file), assign=False)
 
     def checkpoint_when_due(self) -> None:
         """Write a checkpoint when the last one is old."""

@@ -18,7 +18,8 @@ class Gates(nn.Module):
 
     Args:
         model: of a known family.
-        kind: "heads" (gates stand before the output projection) or "neurons" (before the down projection).
+        kind: "heads" (gates stand before the output projection) or "neurons" (before the down projection). Heads that
+            share their keys and values go together, so they are one unit with one gate.
         memory: in [0, 1); 0 keeps the sum over all steps instead of a moving average.
     """
 
@@ -27,7 +28,7 @@ class Gates(nn.Module):
         self.kind, self.memory = kind, memory
         layers = anatomy_of(model).layers
         device = next(model.parameters()).device
-        counts = [layer.heads if kind == "heads" else layer.neurons for layer in layers]
+        counts = [layer.key_value_heads if kind == "heads" else layer.neurons for layer in layers]
         self.gates = nn.ParameterList([nn.Parameter(torch.ones(count, device=device)) for count in counts])
         for index, count in enumerate(counts):
             self.register_buffer(f"mask_{index}", torch.ones(count, device=device))
@@ -36,7 +37,7 @@ class Gates(nn.Module):
 
     def _stand(self, layer: Layer, index: int) -> list[torch.utils.hooks.RemovableHandle]:
         """Stand the gates of one layer in front of the linear that reads its units."""
-        width = layer.head_size if self.kind == "heads" else 1
+        width = layer.group_size * layer.head_size if self.kind == "heads" else 1
         gate = self.gates[index]
 
         def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -25,7 +25,7 @@ class Prune(Technique):
     rest learns to do without them (share removed at progress p: 1 - (1 - s)^3 with s = (p - begin) / (end - begin)).
 
     Args:
-        keep_heads: share of attention heads that stays, in (0, 1].
+        keep_heads: share of attention heads that stays, in (0, 1]. Heads that share keys and values go together.
         keep_neurons: share of feed-forward neurons that stays, in (0, 1].
         even: the same number in every layer; else the model's most important units stay, wherever they are.
         multiple_of: neurons in a layer are rounded to a multiple; int8 kernels want 32 or 64.
@@ -101,10 +101,10 @@ class Prune(Technique):
         """Cut the matrices down to the units that stay."""
         changed = False
         for layer in anatomy_of(model).layers:
-            heads = kept.get("heads", {layer.index: list(range(layer.heads))})[layer.index]
+            groups = kept.get("heads", {layer.index: list(range(layer.key_value_heads))})[layer.index]
             neurons = kept.get("neurons", {layer.index: list(range(layer.neurons))})[layer.index]
-            if len(heads) < layer.heads:
-                narrow_heads(model, layer=layer.index, heads=heads)
+            if len(groups) < layer.key_value_heads:
+                narrow_heads(model, layer=layer.index, heads=layer.heads_of(groups))
                 changed = True
             if len(neurons) < layer.neurons:
                 narrow_neurons(model, layer=layer.index, neurons=neurons)
