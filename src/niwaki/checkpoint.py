@@ -157,6 +157,8 @@ def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust
         with _hushed():
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
             writes = labels is None and any(name.endswith("ForCausalLM") for name in config.architectures or ())
+            if labels is not None and config.pad_token_id is None:  # where a decoder's classifier finds a text's end
+                extra["pad_token_id"] = load_tokenizer(source).pad_token_id
             kind: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
             model, report = kind.from_pretrained(
                 source,

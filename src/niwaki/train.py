@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, written_aside
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
+from niwaki.runtime import OUTCOMES
 from niwaki.schedules import warmup_linear
-from niwaki.task import Encoded, Task, score
+from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
 from niwaki.technique import Companion, Context, Technique
 
 LOG_EVERY = 25
@@ -158,8 +159,16 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def predict(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray:
-    """Return the logits (N, C) of all rows, in their order; batches hold rows of like length."""
+def predict(
+    model: nn.Module,
+    rows: Encoded,
+    batch_size: int = 64,
+    keep: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray] = lambda logits, batch: logits,
+) -> np.ndarray:
+    """Return the logits (N, C) of all rows, in their order, or what `keep` makes of those of a batch.
+
+    Batches hold rows of like length.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -169,13 +178,12 @@ def predict(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray
         for start in range(0, len(order), batch_size):
             batch = rows.batch(order[start : start + batch_size])
             batch.pop("labels")
-            parts.append(
-                model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy()
-            )
+            logits = model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy()
+            parts.append(keep(logits, {name: value.numpy() for name, value in batch.items()}))
     model.train(was_training)
-    logits = np.concatenate(parts)
-    result = np.empty_like(logits)
-    result[order] = logits
+    found = np.concatenate(parts)
+    result = np.empty_like(found)
+    result[order] = found
     return result
 
 
@@ -337,13 +345,15 @@ class _Fit:
 
     def judge(self, selection: Encoded, epoch: int) -> None:
         """Score the model on the selection rows; keep its weights when they are the best so far."""
-        quality = score(self.context.task.metric, predict(self.model, selection).argmax(-1), selection.labels)
+        metric = self.context.task.metric
+        quality = score(metric, predict(self.model, selection, keep=OUTCOMES[outcome_of(metric)]), selection.labels)
         self.context.log({"event": "evaluate", "epoch": epoch + 1, "rows": len(selection), "selection": quality})
         ready = all(companion.ready(self.progress) for companion in self.companions)
-        if ready and quality >= self.place.best and self.accelerator.is_main_process:
+        rank = quality if higher_is_better(metric) else -quality
+        if ready and rank >= self.place.best and self.accelerator.is_main_process:
             from safetensors.torch import save_file
 
-            self.place.best = quality
+            self.place.best = rank
             aside = self.best_file.with_suffix(".writing")
             save_file(tensors_of(self.model), aside)
             aside.replace(self.best_file)

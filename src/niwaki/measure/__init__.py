@@ -3,6 +3,7 @@
 subjects.py    several artifacts in one run: the entry
 timing.py      the same inputs, in turns, in an order that chance decides
 quality.py     difference to the base, its interval, McNemar's test
+surprise.py    the same of language models, with a permutation test
 counting.py    parameters, bytes and multiply-accumulates, by part
 conditions.py  the machine, the packages, the inputs
 records.py     what is written down
