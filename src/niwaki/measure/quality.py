@@ -17,8 +17,8 @@ Floats = npt.NDArray[np.float64]
 
 
 def paired_quality(
-    base_predictions: Integers | Floats,
-    predictions: Integers | Floats,
+    base_predictions: npt.NDArray[Any],
+    predictions: npt.NDArray[Any],
     labels: Integers | None,
     metric: str,
     *,

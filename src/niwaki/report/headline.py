@@ -258,9 +258,8 @@ def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
     if allowed is None:
         return None if lost else True, f"{text}, no significant loss"
     good = None if lost or allowed > _notable(quality) else True
-    size = units.quality(allowed, quality.get("metric"))
-    unit = units.unit(quality.get("metric"))
-    return good, f"{text}, {f'at most {size} {unit} lost (95%)' if size.strip('0.') else 'nothing lost'}"
+    most, unit = units.quality(allowed, quality.get("metric")), units.unit(quality.get("metric"))
+    return good, f"{text}, {f'at most {most} {unit} lost (95%)' if most.strip('0.') else 'nothing lost'}"
 
 
 def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:
