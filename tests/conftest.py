@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra")
+DECODERS = ("llama", "mistral", "qwen2")
 MAX_LENGTH = 64
 LABELS = ("negative", "positive")
 
@@ -42,10 +43,10 @@ PLAIN = (
 
 
 def vocabulary(family: str) -> list[str]:
-    """Return about 200 word pieces; RoBERTa has its own special tokens and pads with 1, as the real one."""
+    """Return about 200 word pieces; RoBERTa and decoders have other special tokens, and pad with 1."""
     special = (
         ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        if family == "roberta"
+        if family in ("roberta", *DECODERS)
         else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     )
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -62,9 +63,11 @@ def build_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
 
     words = vocabulary(family)
     ids = {word: index for index, word in enumerate(words)}
-    if family == "roberta":
+    if family in ("roberta", *DECODERS):
         start, pad, end, unknown, mask = words[:5]
         single, pair = f"{start} $A {end}", f"{start} $A {end} {end} $B:0 {end}:0"
+        if family in DECODERS:
+            single = f"{start} $A"
     else:
         pad, unknown, start, end, mask = words[:5]
         single, pair = f"{start} $A {end}", f"{start} $A {end} $B:1 {end}:1"
@@ -72,7 +75,7 @@ def build_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(start, ids[start]), (end, ids[end])]
+        single=single, pair=None if family in DECODERS else pair, special_tokens=[(start, ids[start]), (end, ids[end])]
     )
     names = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
@@ -125,7 +128,13 @@ def build_config(family: str, layers: int, hidden: int, heads: int, neurons: int
             max_position_embeddings=MAX_LENGTH,
             pad_token_id=0,
         )
-    raise ValueError(f"no tiny {family}; there are {', '.join(FAMILIES)}")
+    if family in DECODERS:  # two heads share a key and value head, and the head is the word table
+        from transformers import AutoConfig
+
+        sizes = {"num_key_value_heads": heads // 2, "tie_word_embeddings": True}
+        special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+        return AutoConfig.for_model(family, **usual, **sizes, **special)
+    raise ValueError(f"no tiny {family}; there are {', '.join((*FAMILIES, *DECODERS))}")
 
 
 def build_model(
@@ -137,17 +146,23 @@ def build_model(
     labels: int = 2,
     seed: int = 0,
 ) -> nn.Module:
-    """Build a tiny random classifier in eval mode; biases and norms are random too: a lost one is seen."""
-    from transformers import AutoModelForSequenceClassification
+    """Build a tiny random classifier (of a decoder, a language model) in eval mode.
+
+    Biases and norms are random too: a lost one is seen.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = build_config(family, layers, hidden, heads, neurons, labels)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(config).eval()
+        kind = AutoModelForCausalLM if family in DECODERS else AutoModelForSequenceClassification
+        model = kind.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
+            if family in DECODERS:
+                return model
             # Centre the logits on the toy sentences, so that no class is predicted for all of them.
             head = next(module for module in model.modules() if getattr(module, "out_features", 0) == labels)
             head.bias.sub_(model(**build_batch(family)).logits.mean(dim=0))

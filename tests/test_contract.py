@@ -61,6 +61,31 @@ def test_technique(
     )
 
 
+# Those that were tried on a decoder; of language models nothing is exported yet.
+ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name in ("distill", "drop", "prune", "quantize")]
+
+
+@pytest.mark.parametrize("row", ON_LANGUAGE_MODELS, ids=lambda row: repr(row[0]))
+def test_technique_on_a_language_model(
+    row: tuple[Technique, Technique | None, bool],
+    saved_base: Callable[..., Path],
+    toy_data: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    technique, neutral, smaller = row
+    task = Task("language-modelling", data=str(toy_data()))
+    check_technique(
+        technique,
+        neutral=neutral,
+        base=saved_base("llama"),
+        task=task,
+        folder=tmp_path,
+        smaller=smaller,
+        beside=[Distill()] if technique.name == "prune" else [],
+        exports=(),
+    )
+
+
 COMPANIONS = [row[0] for row in ROWS if row[0].can_accompany]
 PAIRS = [
     (one, two)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ from niwaki.measure.timing import (
     summarize_seconds,
     time_in_turns,
 )
+from niwaki.runtime import OUTCOMES
 from niwaki.task import Encoded, score
 
 TABLE_VC = np.array([[9.0, 9.0], [1.0, 0.0], [0.0, 2.0], [np.nan, 0.0]], dtype=np.float32)
@@ -410,14 +412,10 @@ def test_nan_is_an_error_that_names_the_artifact(tmp_path):
 
 
 def test_an_output_that_is_no_logits_is_refused():
-    class Worker:
-        path, runtime = Path("odd.onnx"), "onnxruntime"
-
-        def run(self, batches):
-            return [np.zeros((1, 2, 3))]
-
-    with pytest.raises(NiwakiError, match=r"odd\.onnx in onnxruntime: the output has shape \(1, 2, 3\)"):
-        subjects_module._checked_run(Worker(), [{"input_ids": np.ones((1, 2))}])
+    batch = {"input_ids": np.ones((1, 2), int), "attention_mask": np.ones((1, 2), int)}
+    for kind, shape in (("classes", (1, 2, 3)), ("classes", (2, 3)), ("surprises", (1, 3)), ("surprises", (1, 3, 4))):
+        with pytest.raises(NiwakiError, match=re.escape(f"the output has shape {shape}")):
+            OUTCOMES[kind](np.zeros(shape), batch)
 
 
 def test_artifacts_are_asked_row_by_row_and_answers_keep_their_place():
@@ -425,16 +423,16 @@ def test_artifacts_are_asked_row_by_row_and_answers_keep_their_place():
         rows_independent = False
         sizes: list[int] = []
 
-        def run(self, batches):
+        def outcomes(self, batches, kind):
             self.sizes += [len(batch["input_ids"]) for batch in batches]
-            return [np.eye(2)[batch["input_ids"][:, 0]] for batch in batches]
+            return [OUTCOMES[kind](np.eye(2)[batch["input_ids"][:, 0]], batch) for batch in batches]
 
     rows, worker = encoded([[1, 1], [0], [1], [0, 0, 0]]), Worker()
     chosen = np.array([0, 1, 3])
-    assert subjects_module._predict(worker, rows, chosen, lambda _: None).tolist() == [1, 0, 0]
+    assert subjects_module._predict(worker, rows, chosen, "classes", lambda _: None).tolist() == [1, 0, 0]
     assert worker.sizes == [1, 1, 1]
     worker.rows_independent = True
-    assert subjects_module._predict(worker, rows, chosen, lambda _: None).tolist() == [1, 0, 0]
+    assert subjects_module._predict(worker, rows, chosen, "classes", lambda _: None).tolist() == [1, 0, 0]
     assert worker.sizes[3:] == [3]
 
 

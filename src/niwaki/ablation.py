@@ -21,7 +21,7 @@ from niwaki.measure.records import Quality
 from niwaki.removal import Part, parts_of, predict_without
 from niwaki.report.drawing import check_picture
 from niwaki.report.redundancy import redundancy_picture
-from niwaki.task import score
+from niwaki.task import outcome_of, score
 
 if TYPE_CHECKING:
     from niwaki.task import Dataset, Encoded, Task
@@ -64,7 +64,7 @@ def ablate(
     Raises:
         NiwakiError: the split is unknown or not there, `examples` is below 2, or the picture cannot be written.
     """
-    _check(examples, split)
+    _check(examples, split, task)
     if out is not None:
         check_picture(Path(out))
     if threads is not None:
@@ -75,6 +75,7 @@ def ablate(
     with _bar(progress) as advance:
         whole, without = predict_without(module, rows, parts_of(module, heads), advance=advance)
     records = [_record(part, logits, whole, rows, task, seed) for part, logits in without.items()]
+    assert rows.labels is not None
     layers = [logits.argmax(-1) for part, logits in without.items() if part.kind == "layer"]
     ablation = Ablation(
         model=str(model),
@@ -92,8 +93,10 @@ def ablate(
     return ablation
 
 
-def _check(examples: int, split: str) -> None:
+def _check(examples: int, split: str, task: Task) -> None:
     """Refuse what cannot be done before any work."""
+    if outcome_of(task.metric) != "classes":
+        raise NiwakiError(f"ablate on {task.kind}", expected="a task that tells classes", fix="text-classification")
     if examples < 2:
         raise NiwakiError(f"examples is {examples}", expected="2 rows or more", fix="examples=512")
     if split not in SPLITS:

@@ -21,20 +21,26 @@ class Family:
 
     Attributes:
         name: `config.model_type` of the family.
-        backbone: attribute of the task model that holds the encoder.
+        backbone: attribute of the task model that holds the encoder or decoder.
         embeddings: the embedding block, below the backbone.
         word_embeddings: the token table, below the backbone.
         embedding_projection: the linear from embedding to hidden width where a family has one (else empty).
         layers: the list of layers, below the backbone.
         query, key, value, output: attention projections, below a layer.
         attention: the module that holds the number of heads and their size, below a layer.
-        heads, head_size, all_head_size: attribute names on `attention` (`all_head_size` may be empty).
+        heads, head_size, all_head_size: attribute names on `attention` (all but `head_size` may be empty: the
+            number of heads is then told by the rows of the projections).
         up, down: the feed-forward's two linears, below a layer.
-        attention_norm, output_norm: the two layer norms, below a layer.
+        gate: the linear whose activation multiplies what `up` gives, where a family has one (else empty).
+        attention_norm, output_norm: the two norms of a layer, below it.
+        pre_norm: whether they stand before attention and feed-forward, inside the residual branch, not after the sum.
+        final_norm: the norm after the last layer, below the backbone, where a family has one (else empty).
         pooler: the pooling linear, below the task model (may be absent in a model).
         head: the classification linear, below the task model.
+        language_head: the linear from hidden state to vocabulary, below the task model, of a family that writes text.
         first_token: whether the classification head reads the first token's hidden state alone.
         config_layers, config_neurons: names of the counts in the config.
+        config_heads, config_key_value_heads: the same of heads, where layers of fewer heads can be built from it.
     """
 
     name: str
@@ -53,13 +59,50 @@ class Family:
     all_head_size: str = "all_head_size"
     up: str = "intermediate.dense"
     down: str = "output.dense"
+    gate: str = ""
     attention_norm: str = "attention.output.LayerNorm"
     output_norm: str = "output.LayerNorm"
+    pre_norm: bool = False
+    final_norm: str = ""
     pooler: str = ""
     head: str = "classifier"
+    language_head: str = ""
     first_token: bool = True
     config_layers: str = "num_hidden_layers"
     config_neurons: str = "intermediate_size"
+    config_heads: str = ""
+    config_key_value_heads: str = ""
+
+
+def _llama(name: str) -> Family:
+    """Return the table of a decoder built as Llama is: norms first, a gated feed-forward, grouped-query attention."""
+    return Family(
+        name,
+        backbone="model",
+        embeddings="embed_tokens",
+        word_embeddings="embed_tokens",
+        layers="layers",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.o_proj",
+        attention="self_attn",
+        heads="",
+        head_size="head_dim",
+        all_head_size="",
+        up="mlp.up_proj",
+        down="mlp.down_proj",
+        gate="mlp.gate_proj",
+        attention_norm="input_layernorm",
+        output_norm="post_attention_layernorm",
+        pre_norm=True,
+        final_norm="norm",
+        head="score",
+        language_head="lm_head",
+        first_token=False,
+        config_heads="num_attention_heads",
+        config_key_value_heads="num_key_value_heads",
+    )
 
 
 FAMILIES: dict[str, Family] = {
@@ -93,6 +136,9 @@ FAMILIES: dict[str, Family] = {
             config_layers="n_layers",
             config_neurons="hidden_dim",
         ),
+        _llama("llama"),
+        _llama("mistral"),
+        _llama("qwen2"),
     )
 }
 
@@ -122,7 +168,31 @@ class Layer:
     @property
     def heads(self) -> int:
         """Return the number of attention heads that are left."""
-        return int(getattr(self.attention, self.family.heads))
+        if self.family.heads:
+            return int(getattr(self.attention, self.family.heads))
+        return rows_of(self.part("query")) // self.head_size
+
+    @property
+    def key_value_heads(self) -> int:
+        """Return the number of key and value heads that are left: fewer than heads where several share one."""
+        return rows_of(self.part("key")) // self.head_size
+
+    @property
+    def group_size(self) -> int:
+        """Return how many heads share one key and value head: 1 but in grouped-query attention."""
+        return self.heads // max(1, self.key_value_heads) or 1
+
+    def heads_of(self, groups: list[int]) -> list[int]:
+        """Return the heads of these groups: those that share the keys and values of one."""
+        return [head for group in groups for head in range(group * self.group_size, (group + 1) * self.group_size)]
+
+    def units(self, kind: str) -> int:
+        """Return how many units of a kind can go one by one: "heads" (groups that share keys and values), "neurons"."""
+        return self.key_value_heads if kind == "heads" else self.neurons
+
+    def unit_width(self, kind: str) -> int:
+        """Return how many inputs of the output ("heads") or the down projection ("neurons") belong to one unit."""
+        return self.group_size * self.head_size if kind == "heads" else 1
 
     @property
     def head_size(self) -> int:
@@ -189,8 +259,26 @@ class Anatomy:
 
     @property
     def head(self) -> nn.Module | None:
-        """Return the classification linear, or None where the model is a bare backbone."""
-        return _find(self.model, self.family.head)
+        """Return the linear that gives the logits, or None where the model is a bare backbone."""
+        head = _find(self.model, self.family.head)
+        return self.language_head if head is None else head
+
+    @property
+    def language_head(self) -> nn.Module | None:
+        """Return the linear from hidden state to vocabulary, or None where the model writes no text."""
+        return _find(self.model, self.family.language_head)
+
+    @property
+    def tied_names(self) -> tuple[str, str] | None:
+        """Return the dotted names of head and word table, where the config ties them and both are stored alike."""
+        head, table = self.language_head, self.word_embeddings
+        if head is None or not getattr(self.model.config, "tie_word_embeddings", False):
+            return None
+        stored = [
+            (w.shape, w.dtype) for w in (getattr(part, "weight", None) for part in (head, table)) if w is not None
+        ]
+        alike = len(stored) == 2 and stored[0] == stored[1]
+        return (self.family.language_head, self.prefix + self.family.word_embeddings) if alike else None
 
     @property
     def vocabulary_head(self) -> nn.Module | None:
@@ -204,13 +292,14 @@ class Anatomy:
         start = self.prefix + self.family.embeddings
         for name, module in self.embeddings.named_modules():
             if hasattr(module, "num_embeddings"):
-                yield f"{start}.{name}"
+                yield f"{start}.{name}" if name else start
 
     def linear_names(self) -> Iterator[str]:
         """Yield the dotted name of every linear inside the layers, from input to output."""
         for layer in self.layers:
-            for role in ("query", "key", "value", "output", "up", "down"):
-                yield layer.name_of(role)
+            for role in ("query", "key", "value", "output", "gate", "up", "down"):
+                if getattr(layer.family, role):
+                    yield layer.name_of(role)
 
 
 def rows_of(module: nn.Module) -> int:

@@ -56,6 +56,21 @@ def export(run: str | Path | Any, to: str = "onnx", out: str | Path | None = Non
     return path
 
 
+def usual_exports(task: Task) -> tuple[str, ...]:
+    """Return the formats that models of the task are exported to unless told otherwise."""
+    return ("onnx",) if task.exports else ()
+
+
+def require_exportable(task: Task, formats: Sequence[str]) -> None:
+    """Refuse, before any work, to export what no exporter can write yet."""
+    if formats and not task.exports:
+        raise NiwakiError(
+            f"a model for {task.kind} cannot be exported to {formats[0]} yet",
+            expected="the PyTorch runtime, which opens the run folder itself",
+            fix="--export none --runtimes torch (both are the default of this task)",
+        )
+
+
 def export_run(folder: Path, to: str, rows: Encoded, log: Callable[[dict[str, Any]], None]) -> Path:
     """Write an artifact into a model folder, unless the one there came from the same weights."""
     path, _ = artifact_of(folder, to, rows, folder / "artifacts", log)

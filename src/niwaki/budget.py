@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from niwaki.errors import NiwakiError, closest
+from niwaki.task.metrics import higher_is_better
 
 _BYTES = {"B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -48,8 +50,10 @@ class Budget(BaseModel):
         size_bytes: of all files the runtime needs, at most.
         latency_seconds: median at batch 1, at most.
         memory_bytes: peak, at most.
-        quality_points: difference to the base in points, at least: -1 allows one point to be lost.
-        quality_share: share of the base's metric that must be kept, at least: 0.97.
+        quality_points: difference to the base in points, at least: -1 allows one point to be lost. Metrics in percent
+            have points, those of language models (nats, perplexity) have none.
+        quality_share: share of the base's metric that must be kept, at least: 0.97. Of a language model it is the
+            base's perplexity over this one's, whichever metric is measured.
 
     Example:
         >>> Budget.parse("size=10MB quality=-1pt").size_bytes
@@ -78,6 +82,20 @@ class Budget(BaseModel):
                 raise NiwakiError(f'"{word}" bounds again what is bounded already', place=f'budget "{text}"')
             found[field] = value
         return cls(**found)
+
+    def require(self, metric: str) -> None:
+        """Refuse a bound that means nothing for a metric, before any work.
+
+        Raises:
+            NiwakiError: points are asked of a metric that is not in percent.
+        """
+        if self.quality_points is not None and not higher_is_better(metric):
+            raise NiwakiError(
+                f"quality is bounded in points, and {metric} has none",
+                expected="a share of the base's perplexity that is kept",
+                fix="quality=97%",
+                place=f'budget "{self}"',
+            )
 
     def check(self, record: Any) -> list[Miss]:
         """Return what a measurement record (or its dict) misses; what was not measured is missed too.
@@ -168,7 +186,7 @@ def _over(name: str, bound: float | None, found: float | None, show: Any) -> Mis
 
 def _points_lost(bound: float | None, quality: Mapping[str, Any]) -> Miss | None:
     """Return a miss where the difference to the base, in points, is below the bound."""
-    difference = quality.get("difference")
+    difference = quality.get("difference") if higher_is_better(str(quality.get("metric"))) else None
     # Points come from counts of examples, so that a millionth is rounding and no example.
     if bound is None or (difference is not None and difference >= bound - 1e-6):
         return None
@@ -177,16 +195,26 @@ def _points_lost(bound: float | None, quality: Mapping[str, Any]) -> Miss | None
 
 
 def _share_kept(bound: float | None, quality: Mapping[str, Any]) -> Miss | None:
-    """Return a miss where value / base value is below the bound; the base's value is value - difference."""
+    """Return a miss where too little of the base's metric is kept; the base's value is value - difference."""
     if bound is None:
         return None
     wanted = f"at least {100 * bound:g}% of the base"
     value, difference = quality.get("value"), quality.get("difference")
     if value is None or difference is None:
         return Miss("quality", wanted, "not measured against a base")
-    if value >= bound * (value - difference) - 1e-6:
-        return None
-    return Miss("quality", wanted, f"{100 * value / (value - difference):.2f}%")
+    kept = _kept(str(quality.get("metric")), value, value - difference)
+    return None if kept >= bound - 1e-8 else Miss("quality", wanted, f"{100 * kept:.2f}%")
+
+
+def _kept(metric: str, value: float, base: float) -> float:
+    """Return the share of the base's metric that is kept; of surprise, the share of its perplexity.
+
+    >>> _kept("accuracy", 87.3, 90.0), _kept("perplexity", 5.0, 4.0), round(_kept("nats", 1.1, 1.0), 4)
+    (0.97, 0.8, 0.9048)
+    """
+    if metric == "nats":
+        return math.exp(base - value)
+    return value / base if higher_is_better(metric) else base / value
 
 
 def show_bytes(count: float) -> str:

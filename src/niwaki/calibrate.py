@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -44,23 +44,32 @@ def length_sorted(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def in_row_order(batches: Sequence[np.ndarray], parts: Sequence[Tensor]) -> np.ndarray:
-    """Return what was computed batch by batch (B, ...) as one float array (N, ...) in the order of the rows."""
-    values = np.concatenate([part.float().cpu().numpy() for part in parts])
+def in_row_order(batches: Sequence[np.ndarray], parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return what was computed batch by batch (B, ...) as one array (N, ...) in the order of the rows."""
+    values = np.concatenate(parts)
     result = np.empty_like(values)
     result[np.concatenate(batches)] = values
     return result
 
 
-def predict(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray:
-    """Return the logits (N, C) of all rows, in their order; batches hold rows of like length."""
+def predict(
+    model: nn.Module,
+    rows: Encoded,
+    batch_size: int = 64,
+    keep: Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray] = lambda logits, batch: logits,
+) -> np.ndarray:
+    """Return the logits (N, C) of all rows, in their order, or what `keep` makes of those of a batch.
+
+    Batches hold rows of like length.
+    """
     device = next(model.parameters()).device
     batches = length_sorted(rows.lengths, batch_size)
+    parts = []
     with evaluating(model):
-        parts = [
-            model(**inputs_of({name: value.to(device) for name, value in rows.batch(indices).items()})).logits
-            for indices in batches
-        ]
+        for indices in batches:
+            inputs = inputs_of(rows.batch(indices))
+            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits.float().cpu().numpy()
+            parts.append(keep(logits, {name: value.numpy() for name, value in inputs.items()}))
     return in_row_order(batches, parts)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from niwaki import sparse
 from niwaki.errors import NiwakiError
-from niwaki.surgery import is_plain, is_sparse, journal_of, replay
+from niwaki.surgery import is_plain, is_sparse, journal_of, replay, tie_head, tied_names
 from niwaki.vocabulary import ids_of, narrowed
 
 WEIGHTS = "model.safetensors"
@@ -64,7 +64,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
     (folder / WEIGHTS).unlink(missing_ok=True)
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     config["architectures"] = [type(model).__name__]
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = tensors_of(model)
     metadata: dict[str, str] = {}
     if is_sparse(model) and not dense:
         tensors, metadata = sparse.pack(tensors)
@@ -83,6 +83,32 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
     return folder
 
 
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what a file of the model holds, on the CPU: each tensor once, tied ones by their first name."""
+    named = {id(tensor): name for name, tensor in reversed(model.state_dict(keep_vars=True).items())}
+    first = set(named.values())
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if name in first}
+
+
+def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], assign: bool = True) -> None:
+    """Give a model, empty or not, the tensors that `tensors_of` returned; every one must have its place.
+
+    Args:
+        model: of the shapes of the tensors.
+        tensors: by name; of a tied language head the table alone.
+        assign: put them in the places of the model's own, else copy the numbers.
+
+    Raises:
+        RuntimeError: of PyTorch, when one is missing, too many or of another shape.
+    """
+    names = tied_names(model)
+    if names is not None:
+        head, table = (f"{name}.weight" for name in names)
+        tensors = {head: tensors[table], **tensors} if table in tensors else tensors
+    model.load_state_dict(tensors, strict=True, assign=assign)
+    tie_head(model)
+
+
 def is_run(folder: str | Path) -> bool:
     """Say whether a folder holds a journal, that is, a model that surgery changed."""
     return (Path(folder) / JOURNAL).is_file()
@@ -91,7 +117,9 @@ def is_run(folder: str | Path) -> bool:
 def load(
     source: str | Path, *, labels: list[str] | None = None, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> nn.Module:
-    """Load a sequence classifier as a plain Transformers module, in eval mode.
+    """Load a sequence classifier or a causal language model as a plain Transformers module, in eval mode.
+
+    Which of the two it is, its config says; with `labels` it becomes a classifier.
 
     Args:
         source: a run folder, a folder that Transformers wrote, or a hub id.
@@ -124,14 +152,14 @@ def load_run(folder: Path) -> nn.Module:
     model.niwaki_journal = records[:1]  # type: ignore[assignment]
     replay(model, records)
     try:
-        model.load_state_dict(sparse.read(folder / WEIGHTS), strict=True, assign=True)
+        put_tensors(model, sparse.read(folder / WEIGHTS))
     except RuntimeError as error:
         raise NiwakiError(f"{folder / WEIGHTS} does not fit {folder / JOURNAL}: {error}") from error
     return model.eval()
 
 
 def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust_remote_code: bool) -> nn.Module:
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     extra: dict[str, Any] = {}
     if labels is not None:
@@ -139,7 +167,12 @@ def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust
         extra = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     try:
         with _hushed():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+            writes = labels is None and any(name.endswith("ForCausalLM") for name in config.architectures or ())
+            if labels is not None and config.pad_token_id is None:  # where a decoder's classifier finds a text's end
+                extra["pad_token_id"] = load_tokenizer(source).pad_token_id
+            kind: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+            model, report = kind.from_pretrained(
                 source,
                 dtype=torch.float32,
                 use_safetensors=None if allow_pickle else True,
@@ -155,7 +188,8 @@ def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust
         ) from error
     if report["missing_keys"] and labels is None:
         raise NiwakiError(
-            f"{source} has no fine-tuned classification head (missing: {', '.join(sorted(report['missing_keys']))})",
+            f"{source} has no fine-tuned {'language' if writes else 'classification'} head "
+            f"(missing: {', '.join(sorted(report['missing_keys']))})",
             expected="a model fine-tuned on the task",
             fix=f"niwaki finetune {source} --data YOUR_DATA --out base",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from niwaki.anatomy import label_names, longest_input
-from niwaki.artifacts import artifact_of
+from niwaki.artifacts import artifact_of, require_exportable
 from niwaki.checkpoint import load, load_tokenizer, weights_hash, write_text
 from niwaki.errors import NiwakiError, closest
 from niwaki.measure import (
@@ -21,6 +21,7 @@ from niwaki.measure import (
     measure_subjects,
     module_table,
 )
+from niwaki.measure.records import Quality
 from niwaki.runtime import default_threads, installed
 from niwaki.teacher import cache_folder
 
@@ -72,7 +73,7 @@ def compare(
         base: folder or hub id of the model that the runs are compared with.
         runs: run folders, or other model folders.
         task: quality is measured on its test split, or on validation without one.
-        runtimes: of "torch", "onnxruntime" and "openvino"; by default those that are installed.
+        runtimes: of "torch", "onnxruntime" and "openvino"; by default those that are installed and run such models.
         threads: of one inference; by default the physical cores.
         quick: fewer rounds.
         seed: of inputs, order and bootstrap.
@@ -81,7 +82,7 @@ def compare(
     Raises:
         NiwakiError: a runtime is unknown, a folder holds no model, or an artifact does not agree with its model.
     """
-    runtimes = tuple(runtimes or installed())
+    runtimes = tuple(runtimes or usual_runtimes(task))
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise NiwakiError(
@@ -89,6 +90,7 @@ def compare(
                 expected=f"one of {', '.join(RUNTIMES)}",
                 fix=closest(runtime, RUNTIMES),
             )
+    require_exportable(task, [RUNTIMES[runtime] for runtime in runtimes if RUNTIMES[runtime]])
     sources = _named([str(base), *(str(Path(run)) for run in runs)])
     rows = _rows_of_each(sources, task)
     subjects: list[Subject] = []
@@ -135,6 +137,11 @@ def measure(
     return compare(model, task=task, runtimes=runtimes, threads=threads, quick=quick, seed=seed, progress=progress)
 
 
+def usual_runtimes(task: Task) -> tuple[str, ...]:
+    """Return the runtimes that are installed and that models of the task can be exported to, torch first."""
+    return tuple(runtime for runtime in installed() if task.exports or not RUNTIMES[runtime])
+
+
 def _named(sources: Sequence[str]) -> dict[str, str]:
     """Name each model after its folder; where two would share a name, after its whole path.
 
@@ -157,6 +164,7 @@ def _rows_of_each(sources: Mapping[str, str], task: Task) -> dict[str, Encoded]:
         found = next((shared for other, shared in known if other == vocabulary), None)
         if found is None:
             model = load(source)
+            task.check(model)
             labels = labels or label_names(model)  # the base's, so that class ids mean the same for all
             found = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), labels).evaluation
             known.append((vocabulary, found))
@@ -221,14 +229,23 @@ def as_table(comparison: Comparison) -> str:
 def _cells(row: Measurement) -> list[str]:
     latency, ratio, quality = row.latency_seconds, row.latency_ratio, row.quality
     none = "-"
-    low, high = quality.interval if quality else (0.0, 0.0)
     return [
         f"{row.size_bytes / 1e6:.1f} MB" if row.size_bytes else none,
         f"{latency.median * 1e3:.2f} ms" if latency else none,
         f"{ratio.median:.2f}x" if ratio else none,
         f"{row.throughput_per_second:.0f}" if row.throughput_per_second else none,
         f"{row.memory_peak_bytes / 1e6:.0f} MB" if row.memory_peak_bytes else none,
-        f"{quality.value:.2f}" if quality else none,
-        f"{quality.difference:+.2f} ({low:+.2f}..{high:+.2f})" if quality else none,
-        f"{quality.changed:.1%}" if quality else none,
+        *(_quality_cells(quality) if quality else (none, none, none)),
     ]
+
+
+def _quality_cells(quality: Quality) -> tuple[str, str, str]:
+    """Return value, difference with its interval, and share of changes; nats with four decimals and their name."""
+    digits = 4 if quality.metric == "nats" else 2
+    low, high = quality.interval
+    value = f"{quality.value:.{digits}f}"
+    if quality.value_interval:
+        least, most = quality.value_interval
+        value = f"{value} {quality.metric} ({least:.{digits}f}..{most:.{digits}f})"
+    difference = f"{quality.difference:+.{digits}f} ({low:+.{digits}f}..{high:+.{digits}f})"
+    return value, difference, "-" if quality.changed is None else f"{quality.changed:.1%}"

@@ -78,19 +78,19 @@ def predict_without(
     tokens = sum(_area(rows, indices) for indices in batches)
     modules = {str(layer.index): layer.module for layer in layers}
     states: list[Tensor] = []  # what comes into each layer, of one batch
-    whole: list[Tensor] = []
-    without: dict[Part, list[Tensor]] = {part: [] for part in parts}
+    whole: list[np.ndarray] = []
+    without: dict[Part, list[np.ndarray]] = {part: [] for part in parts}
     with evaluating(model):
         for indices in batches:
             inputs = inputs_of({name: value.to(device) for name, value in rows.batch(indices).items()})
             share = _area(rows, indices) / (tokens * work)
             states.clear()
             with watched(modules, lambda _, state_BTD, __: states.append(state_BTD)):
-                whole.append(model(**inputs).logits)
+                whole.append(model(**inputs).logits.float().cpu().numpy())
             advance(share * len(layers))
             for part in parts:
                 with _removed(model, layers, part, states[part.layer]):
-                    without[part].append(model(**inputs).logits)
+                    without[part].append(model(**inputs).logits.float().cpu().numpy())
                 advance(share * (len(layers) - part.layer))
     return in_row_order(batches, whole), {part: in_row_order(batches, logits) for part, logits in without.items()}
 

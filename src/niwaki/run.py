@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from niwaki.anatomy import anatomy_of, label_names, longest_input
-from niwaki.artifacts import export_run
-from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, weights_hash, write_text, written_aside
-from niwaki.comparison import Comparison, compare, joined
+from niwaki.artifacts import export_run, require_exportable, usual_exports
+from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, tensors_of, weights_hash, write_text, written_aside
+from niwaki.comparison import RUNTIMES, Comparison, compare, joined, usual_runtimes
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
 from niwaki.measure.conditions import machine
 from niwaki.recipe import Recipe
 from niwaki.report import card
-from niwaki.runtime import default_threads, installed
+from niwaki.runtime import default_threads
 from niwaki.task import Dataset, Task
 from niwaki.teacher import cache_folder
 from niwaki.technique import Context
@@ -77,7 +77,7 @@ def compress(
     out: str | Path,
     *,
     seed: int = 0,
-    export: Sequence[str] = ("onnx",),
+    export: Sequence[str] | None = None,
     measure: bool = True,
     runtimes: Sequence[str] | None = None,
     threads: int | None = None,
@@ -99,9 +99,9 @@ def compress(
         task: the task and its data.
         out: the run folder.
         seed: of everything random.
-        export: artifacts to write, of "onnx", "openvino" and "safetensors".
+        export: artifacts to write, of "onnx", "openvino" and "safetensors"; by default onnx, of a language model none.
         measure: compare the result with the base when it is done, and write the model card.
-        runtimes: to measure in; by default those that are installed.
+        runtimes: to measure in; by default those that are installed and run such models.
         threads: of PyTorch, and of one inference when measured; by default as PyTorch is set, and the physical cores.
         progress: draw progress bars.
 
@@ -109,6 +109,8 @@ def compress(
         NiwakiError: the base, the recipe or the data do not fit together, or an artifact does not agree with the model.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+    export = usual_exports(task) if export is None else export
+    require_exportable(task, [*export, *(RUNTIMES[runtime] for runtime in runtimes or () if RUNTIMES.get(runtime))])
     folder = Path(out)
     family = recipe.family()
     members = {folder / name: member for name, member in family.items()} or {folder: recipe}
@@ -131,7 +133,9 @@ def compress(
     ]
     if family:
         write_text(folder / "recipe.yaml", recipe.dump())
-    if measure and not all(_is_measured(run, runtimes or installed(), threads or default_threads()) for run in runs):
+    if measure and not all(
+        _is_measured(run, runtimes or usual_runtimes(task), threads or default_threads()) for run in runs
+    ):
         compare(_folder_of(base), *runs, task=task, runtimes=runtimes, threads=threads, seed=seed, progress=progress)
     for run in runs if measure else ():
         card(run.folder)
@@ -181,11 +185,12 @@ def carry_out_into(
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    labels = list(task.read().labels) if new_head else None
+    labels = (list(task.read().labels) or None) if new_head else None
     model = base if isinstance(base, nn.Module) else load(base, labels=labels)
     source = str(model.config._name_or_path) if isinstance(base, nn.Module) else str(base)  # type: ignore[union-attr]
     tokenizer = load_tokenizer(source)
     anatomy_of(model)
+    task.check(model)
     for step in recipe.steps:
         step.check(model)
     data = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model))
@@ -327,7 +332,7 @@ def _base_record(model: nn.Module, source: str, task: Task, data: Dataset) -> di
         "family": anatomy_of(model).family.name,
         "labels": list(data.labels),
         "parameters": count_parameters(model),
-        "size_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+        "size_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model).values()),
         "task": task.model_dump(mode="json"),
         "data": {
             "source": task.data,

@@ -12,12 +12,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Concatenate, Literal, ParamSpec, cast
 
 import torch
 from torch import nn
 
-from niwaki.anatomy import Layer, anatomy_of
+from niwaki.anatomy import FAMILIES, Layer, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
@@ -69,39 +69,58 @@ def keep_layers(model: nn.Module, *, layers: list[int]) -> None:
     kept = nn.ModuleList([anatomy.layer_list[index] for index in layers])
     parent, _, name = anatomy.layers_name.rpartition(".")
     setattr(model.get_submodule(parent), name, kept)
+    _number_layers(kept)
     setattr(model.config, anatomy.family.config_layers, len(layers))
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds:  # full or sliding attention, one word a layer
+        model.config.layer_types = [kinds[index] for index in layers]  # type: ignore[union-attr]
 
 
 @edit
 def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
     """Keep these attention heads of one layer: rows of query, key and value, and columns of the output projection.
 
+    Where several heads share one key and value head, they stay or go together: what is left is as regular as it was.
     With none left the layer attends no more: what stays of the attention is its output bias, without any product.
+
+    Args:
+        model: any model of a known family.
+        layer: index of the layer, from 0.
+        heads: indices of (query) heads, ascending, from 0; whole groups of those that share keys and values.
     """
     part = _layer(model, layer)
     _check_indices(heads, part.heads, f"heads of layer {layer}", least=0)
-    size = part.head_size
-    rows = torch.tensor([head * size + row for head in heads for row in range(size)], dtype=torch.int64)
-    for role in ("query", "key", "value"):
-        narrow_linear(_linear(part, role), rows, dim=0)
-    narrow_linear(_linear(part, "output"), rows, dim=1)
-    setattr(part.attention, part.family.heads, len(heads))
+    linears = {role: _linear(part, role) for role in ("query", "key", "value", "output")}
+    rows = _rows_of_units(heads, part.head_size)
+    shared_rows = _rows_of_units(_whole_groups(heads, part.group_size, f"heads of layer {layer}"), part.head_size)
+    for role, index, dim in (
+        ("query", rows, 0),
+        ("key", shared_rows, 0),
+        ("value", shared_rows, 0),
+        ("output", rows, 1),
+    ):
+        narrow_linear(linears[role], index, dim=dim)
+    if part.family.heads:
+        setattr(part.attention, part.family.heads, len(heads))
     if part.family.all_head_size:
         setattr(part.attention, part.family.all_head_size, len(rows))
     if not heads:
         _put(model, part.name_of("attention"), _empty_attention(part))
+    else:
+        _note_even_heads(model)
 
 
 @edit
 def narrow_neurons(model: nn.Module, *, layer: int, neurons: list[int]) -> None:
-    """Keep these feed-forward neurons of one layer: rows of the up projection and columns of the down projection.
+    """Keep these feed-forward neurons of one layer: rows of the up (and gate) projection, columns of the down one.
 
     With none left, what stays of the feed-forward is the bias of the down projection.
     """
     part = _layer(model, layer)
     _check_indices(neurons, part.neurons, f"neurons of layer {layer}", least=0)
     index = torch.tensor(neurons, dtype=torch.int64)
-    narrow_linear(_linear(part, "up"), index, dim=0)
+    for role in ("up", "gate") if part.family.gate else ("up",):
+        narrow_linear(_linear(part, role), index, dim=0)
     narrow_linear(_linear(part, "down"), index, dim=1)
     _note_even_neurons(model)
 
@@ -251,15 +270,39 @@ def quantize_linear(
         linear, activations=activations, activation_scale=scale, activation_zero_point=zero_point
     )
     _put(model, module, packed)
+    tie_head(model)
 
 
 @edit
 def quantize_embedding(model: nn.Module, *, module: str, bits: int = 8) -> None:
-    """Store an embedding table (V, D) as integers with one scale a row."""
+    """Store an embedding table (V, D) as integers with one scale a row.
+
+    A language head tied to it and packed as well goes on sharing it: both are rounded row by row, to the same integers.
+    """
     table = model.get_submodule(module)
     if not isinstance(table, nn.Embedding):
         raise NiwakiError(f"{module} is a {type(table).__name__}", expected="an embedding that is not packed yet")
     _put(model, module, QuantizedEmbedding.from_embedding(table))
+    tie_head(model)
+
+
+def tied_names(model: nn.Module) -> tuple[str, str] | None:
+    """Return the dotted names of language head and word table where they may be one tensor, in a known family."""
+    known = getattr(getattr(model, "config", None), "model_type", None) in FAMILIES
+    return anatomy_of(model).tied_names if known else None
+
+
+def tie_head(model: nn.Module) -> None:
+    """Let a tied language head and the word table be one tensor again, where both hold the same numbers.
+
+    Putting a module or a tensor in the place of another undoes it. This is no edit: it changes no number.
+    """
+    names = tied_names(model)
+    if names is not None:
+        head, table = (model.get_submodule(name) for name in names)
+        weights = cast("tuple[torch.Tensor, torch.Tensor]", (head.weight, table.weight))
+        if not weights[0].is_meta and torch.equal(*weights):
+            head.weight = table.weight
 
 
 @edit
@@ -366,6 +409,46 @@ def _check_indices(indices: Sequence[int], count: int, what: str, least: int = 1
         number = "one or more " if least else ""
         shown = f"{list(indices)}" if len(indices) <= 32 else f"[{indices[0]}, ..., {indices[-1]}]"
         raise NiwakiError(f"{what} are {shown}", expected=f"{number}indices in 0..{count - 1}, ascending")
+
+
+def _whole_groups(heads: Sequence[int], size: int, what: str) -> list[int]:
+    """Return the groups that these heads are, or refuse a part of one."""
+    groups = sorted({head // size for head in heads})
+    whole = [head for group in groups for head in range(group * size, (group + 1) * size)]
+    if whole != list(heads):
+        raise NiwakiError(
+            f"{what} are {list(heads)}, parts of groups",
+            expected=f"whole groups of {size} heads, which share their keys and values: 0..{size - 1}, "
+            f"{size}..{2 * size - 1}, ...",
+            fix=f"heads={whole}",
+        )
+    return groups
+
+
+def _rows_of_units(units: Sequence[int], size: int) -> torch.Tensor:
+    """Return the rows of units that are `size` rows each."""
+    return torch.tensor([unit * size + row for unit in units for row in range(size)], dtype=torch.int64)
+
+
+def _number_layers(layers: nn.ModuleList) -> None:
+    """Tell each layer its place anew, where it knows it: a decoder finds its kept keys and values by it."""
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
+
+
+def _note_even_heads(model: nn.Module) -> None:
+    """Write the number of heads into the config when all layers agree and Transformers accepts such a config."""
+    anatomy = anatomy_of(model)
+    family, config = anatomy.family, model.config
+    counts = {(layer.heads, layer.key_value_heads) for layer in anatomy.layers}
+    heads, key_value_heads = next(iter(counts))
+    if not family.config_heads or len(counts) > 1 or int(config.hidden_size) % heads:  # type: ignore[union-attr,arg-type]
+        return
+    setattr(config, family.head_size, anatomy.layers[0].head_size)
+    setattr(config, family.config_heads, heads)
+    setattr(config, family.config_key_value_heads, key_value_heads)
 
 
 def _note_even_neurons(model: nn.Module) -> None:

@@ -73,6 +73,8 @@ def teacher_outputs(
     teacher: nn.Module, rows: Encoded, names: Sequence[str], cache: Path, batch_size: int = 128, progress: bool = False
 ) -> TeacherOutputs:
     """Compute what of `names` is not in the cache yet, in one pass over the rows, and open all of it."""
+    if not names:
+        return TeacherOutputs(cache, rows, names)
     folder = cache / "teacher" / f"{weights_hash(teacher)[:20]}-{rows.fingerprint[:20]}"
     missing = [name for name in names if not (folder / f"{name}.npy").is_file()]
     if missing:

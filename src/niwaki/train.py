@@ -21,11 +21,12 @@ from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from niwaki.calibrate import predict
-from niwaki.checkpoint import WEIGHTS, written_aside
+from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, written_aside
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
+from niwaki.runtime import OUTCOMES
 from niwaki.schedules import warmup_linear
-from niwaki.task import Encoded, Task, score
+from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
 from niwaki.technique import Companion, Context, Technique
 
 LOG_EVERY = 25
@@ -317,16 +318,17 @@ class _Fit:
 
     def judge(self, selection: Encoded, epoch: int) -> None:
         """Score the model on the selection rows; keep its weights when they are the best so far."""
-        quality = score(self.context.task.metric, predict(self.model, selection).argmax(-1), selection.labels)
+        metric = self.context.task.metric
+        quality = score(metric, predict(self.model, selection, keep=OUTCOMES[outcome_of(metric)]), selection.labels)
         self.context.log({"event": "evaluate", "epoch": epoch + 1, "rows": len(selection), "selection": quality})
         ready = all(companion.ready(self.progress) for companion in self.companions)
-        if ready and quality >= self.place.best and self.accelerator.is_main_process:
+        rank = quality if higher_is_better(metric) else -quality
+        if ready and rank >= self.place.best and self.accelerator.is_main_process:
             from safetensors.torch import save_file
 
-            self.place.best = quality
-            state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+            self.place.best = rank
             aside = self.best_file.with_suffix(".writing")
-            save_file(state, aside)
+            save_file(tensors_of(self.model), aside)
             aside.replace(self.best_file)
             self.checkpoint()  # place and best weights belong together
 
@@ -335,7 +337,7 @@ class _Fit:
         if self.train.best and self.best_file.is_file():
             from safetensors.torch import load_file
 
-            self.model.load_state_dict(load_file(self.best_file))
+            put_tensors(self.model, load_file(self.best_file), assign=False)
 
     def checkpoint_when_due(self) -> None:
         """Write a checkpoint when the last one is old."""

@@ -19,8 +19,9 @@ def measure(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
-    metric: options.Metric = "accuracy",
+    metric: options.Metric = None,
     max_length: options.MaxLength = None,
+    pack: options.Pack = False,
     runtimes: options.Runtimes = None,
     threads: options.Threads = None,
     quick: options.Quick = False,
@@ -44,7 +45,7 @@ def measure(
     be_quiet(quiet)
     import niwaki
 
-    work = options.task_of(task, data, text, text_pair, label, metric, max_length)
+    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack)
     with only_json(json):
         comparison = niwaki.measure(
             model,
@@ -67,8 +68,9 @@ def compare(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
-    metric: options.Metric = "accuracy",
+    metric: options.Metric = None,
     max_length: options.MaxLength = None,
+    pack: options.Pack = False,
     runtimes: options.Runtimes = None,
     threads: options.Threads = None,
     quick: options.Quick = False,
@@ -93,8 +95,8 @@ def compare(
     be_quiet(quiet)
     import niwaki
 
-    bounds = niwaki.Budget.parse(budget) if budget else None
-    work = options.task_of(task, data, text, text_pair, label, metric, max_length)
+    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack)
+    bounds = options.bounds_of(budget, work)
     with only_json(json):
         comparison = niwaki.compare(
             base,

@@ -20,7 +20,11 @@ Settings = Annotated[
     typer.Option("--set", "-s", metavar="PATH=VALUE", help="Set one value of the recipe; repeat for more."),
 ]
 Exports = Annotated[
-    list[str], typer.Option("--export", help="Artifacts to write, with commas: onnx, openvino, safetensors, or none.")
+    list[str] | None,
+    typer.Option(
+        "--export",
+        help="Artifacts to write: onnx (the default but for language models), openvino, safetensors, or none.",
+    ),
 ]
 
 
@@ -33,8 +37,9 @@ def finetune(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
-    metric: options.Metric = "accuracy",
+    metric: options.Metric = None,
     max_length: options.MaxLength = None,
+    pack: options.Pack = False,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the training rows, 2 to 4.")] = 2.0,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Highest; 2e-5 to 2e-4.")] = 8e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a step, 16 to 128.")] = 64,
@@ -60,7 +65,7 @@ def finetune(
 
     run = niwaki.finetune(
         model,
-        options.task_of(task, data, text, text_pair, label, metric, max_length),
+        options.task_of(task, data, text, text_pair, label, metric, max_length, pack),
         out,
         epochs=epochs,
         learning_rate=learning_rate,
@@ -83,10 +88,11 @@ def compress(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
-    metric: options.Metric = "accuracy",
+    metric: options.Metric = None,
     max_length: options.MaxLength = None,
+    pack: options.Pack = False,
     settings: Settings = None,
-    export: Exports = ["onnx"],  # noqa: B006  (Typer reads it, nobody writes it)
+    export: Exports = None,
     budget: options.Bounds = None,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Compare with the base and write the model card.")
@@ -115,10 +121,10 @@ def compress(
     be_quiet(quiet)
     import niwaki
 
-    bounds = niwaki.Budget.parse(budget) if budget else None
     steps = niwaki.Recipe.read(recipe).replaced(settings or [])
-    work = options.task_of(task, data, text, text_pair, label, metric, max_length)
-    wanted = listed(export)
+    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack)
+    bounds = options.bounds_of(budget, work)
+    wanted = None if export is None else listed(export)
     with only_json(json):
         run = niwaki.compress(
             base,
@@ -155,6 +161,7 @@ def export(
     text_pair: options.TextPair = None,
     label: options.Label = None,
     max_length: options.MaxLength = None,
+    pack: options.Pack = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -174,7 +181,7 @@ def export(
     be_quiet(quiet)
     import niwaki
 
-    rows = options.task_of(task, data, text, text_pair, label, "accuracy", max_length) if data else None
+    rows = options.task_of(task, data, text, text_pair, label, None, max_length, pack) if data else None
     with only_json(json):
         path = niwaki.export(run, to, out, task=rows)
     print_json({"artifact": str(path), "to": to}) if json else typer.echo(path)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from niwaki.budget import Budget
     from niwaki.task import Task
 
 Base = Annotated[str, typer.Argument(help="The model to start from: a folder or a hub id.")]
-Kind = Annotated[str, typer.Option("--task", help="The kind of task.")]
+Kind = Annotated[str, typer.Option("--task", help="text-classification or language-modelling.")]
 Data = Annotated[
     str,
     typer.Option("--data", help="A folder with train, validation and perhaps test files, one file, or a hub data set."),
@@ -19,10 +20,18 @@ Data = Annotated[
 Text = Annotated[str | None, typer.Option("--text", help="Column of the text; found when not named.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text, for pairs.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column of the label; found when not named.")]
-Metric = Annotated[str, typer.Option("--metric", help="accuracy, f1 or mcc.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", help="accuracy, f1 or mcc; of a language model nats or perplexity. The first is the default."
+    ),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", help="Cut texts to this many tokens, else to what the model reads."),
+]
+Pack = Annotated[
+    bool, typer.Option("--pack", help="Of a language model: join all texts and cut them into rows of one length.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
@@ -46,12 +55,24 @@ def task_of(
     text: str | None,
     text_pair: str | None,
     label: str | None,
-    metric: str,
+    metric: str | None,
     max_length: int | None = None,
+    pack: bool = False,
 ) -> Task:
-    """Return the task that the options describe."""
+    """Return the task that the options describe; what is not given is left to the kind of task."""
     import niwaki
 
-    return niwaki.Task(
-        kind, data=data, text=text, text_pair=text_pair, label=label, metric=metric, max_length=max_length
-    )
+    given = {"text": text, "text_pair": text_pair, "label": label, "metric": metric, "max_length": max_length}
+    given |= {"pack": pack or None}
+    return niwaki.Task(kind, data=data, **{name: value for name, value in given.items() if value is not None})
+
+
+def bounds_of(budget: str | None, task: Task) -> Budget | None:
+    """Return the bounds that the option describes, if it is given; refuse those that mean nothing for the task."""
+    import niwaki
+
+    if budget is None:
+        return None
+    bounds = niwaki.Budget.parse(budget)
+    bounds.require(task.metric)
+    return bounds

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export.audit import audit, weights_in_onnx, weights_in_openvino
 from niwaki.export.onnx_file import write_onnx
@@ -58,6 +59,13 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
     if not examples:
         raise NiwakiError("there are no examples", expected="real inputs, to check the artifact on", place=str(path))
     _require(runtime)
+    if anatomy_of(model).language_head is not None:
+        raise NiwakiError(
+            f"a language model ({type(model).__name__}) cannot be exported yet",
+            expected="a classifier",
+            fix="the PyTorch runtime, which opens the run folder itself",
+            place=str(path),
+        )
     names = _input_names(model, examples)
     batches = [_inputs(batch, names) for batch in examples]
     read = weights_in_onnx if runtime == "onnxruntime" else weights_in_openvino

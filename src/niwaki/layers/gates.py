@@ -19,10 +19,11 @@ def stand(layer: Layer, kind: str, value: Callable[[nn.Module, Tensor], Tensor])
 
     Args:
         layer: of any family.
-        kind: "heads" (before the output projection) or "neurons" (before the down projection).
+        kind: "heads" (before the output projection) or "neurons" (before the down projection). Heads that share their
+            keys and values go together, so they are one unit with one gate.
         value: called with that linear and its input (..., units * width); returns the factors (units).
     """
-    width = layer.head_size if kind == "heads" else 1
+    width = layer.unit_width(kind)
 
     def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         factors = value(module, inputs[0])
@@ -125,7 +126,7 @@ class Gates(Masks):
     def __init__(self, model: nn.Module, kind: str, by: str = "first-order", memory: float = 0.0) -> None:
         layers = anatomy_of(model).layers
         device = next(model.parameters()).device
-        counts = [layer.heads if kind == "heads" else layer.neurons for layer in layers]
+        counts = [layer.units(kind) for layer in layers]
         super().__init__(counts, by, memory, device)
         self.kind = kind
         self._handles += [stand(layer, kind, self._values(index)) for index, layer in enumerate(layers)]

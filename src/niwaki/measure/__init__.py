@@ -4,6 +4,7 @@ subjects.py    several artifacts in one run: the entry
 timing.py      the same inputs, in turns, in an order that chance decides
 quality.py     difference to the base, its interval, McNemar's test
 ablation.py    what a model is worth without each part; ends.py: whether its ends matter more than its middle
+surprise.py    the same of language models, with a permutation test
 counting.py    parameters, bytes and multiply-accumulates, by part
 conditions.py  the machine, the packages, the inputs
 records.py     what is written down

@@ -1,4 +1,4 @@
-"""Compare two lists of predictions on the same examples: difference, interval, test, share of changes."""
+"""Compare two lists of predictions, or of surprises, on the same examples: difference, interval, test, changes."""
 
 # N examples, K kinds of example, R resamples, C classes
 
@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from niwaki.task.metrics import score
+from niwaki.measure.surprise import paired_surprise
+from niwaki.task.metrics import LIKELIHOODS, score
 
 Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float64]
 
 
 def paired_quality(
-    base_predictions: Integers,
-    predictions: Integers,
-    labels: Integers,
+    base_predictions: npt.NDArray[Any],
+    predictions: npt.NDArray[Any],
+    labels: Integers | None,
     metric: str,
     *,
     num_classes: int | None = None,
@@ -28,18 +29,23 @@ def paired_quality(
     """Score predictions and compare them with the base's on the same examples.
 
     Args:
-        base_predictions: class ids (N,).
-        predictions: class ids (N,).
-        labels: class ids (N,).
-        metric: "accuracy", "f1" or "mcc".
+        base_predictions: class ids (N,); or surprises (N, 2), each row's sum in nats and number of tokens.
+        predictions: the same of this model.
+        labels: class ids (N,); not looked at with surprises.
+        metric: "accuracy", "f1", "mcc"; "nats" or "perplexity".
         num_classes: of the task; found from the ids when None.
         resamples: of the bootstrap, 2000 or more for a stable interval.
         seed: of the bootstrap.
 
     Returns:
         `metric`, `value` (percent), `difference` (this minus base, points), `interval` (95%, points),
-        `p_value` (McNemar, exact), `changed` (share, 0 to 1), `count`.
+        `p_value` (McNemar, exact), `changed` (share, 0 to 1), `count`. With surprises value, difference and interval
+        are in the metric's own unit, `value_interval` is the 95% interval of the value itself, the p-value is that of a
+        permutation test, and `changed` is None.
     """
+    if metric in LIKELIHOODS:
+        return paired_surprise(base_predictions, predictions, metric, resamples=resamples, seed=seed)
+    assert labels is not None
     largest = max(int(ids.max()) for ids in (base_predictions, predictions, labels))
     num_classes = num_classes or max(2, largest + 1)
     value = score(metric, predictions, labels, num_classes)

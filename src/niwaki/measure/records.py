@@ -40,13 +40,15 @@ class Quality(_Record):
 
     Attributes:
         metric: name of the task's metric.
-        value: in percent.
-        difference: this minus base, in points.
-        interval: of the difference, 95%, paired bootstrap over examples, in points.
-        p_value: of McNemar's exact test that base and this are right equally often.
-        changed: share of examples whose prediction differs from the base's, 0 to 1.
-        count: number of examples.
+        value: in percent; of a language model in nats per token, or its perplexity, where lower is better.
+        difference: this minus base, in points, or in the unit of the value.
+        interval: of the difference, 95%, paired bootstrap over examples, in the unit of the difference.
+        p_value: of McNemar's exact test that base and this are right equally often; of a language model of a paired
+            permutation test that base and this are equally surprised.
+        changed: share of examples whose prediction differs from the base's, 0 to 1; None of a language model.
+        count: number of examples, or of texts.
         split: the split's name.
+        value_interval: of the value itself, 95%, bootstrap over texts, of a language model.
     """
 
     metric: str
@@ -54,9 +56,10 @@ class Quality(_Record):
     difference: float
     interval: tuple[float, float]
     p_value: float
-    changed: float
+    changed: float | None
     count: int
     split: str
+    value_interval: tuple[float, float] | None = None
 
 
 class ParityRecord(_Record):

@@ -35,7 +35,8 @@ from niwaki.measure.timing import (
     time_in_turns,
 )
 from niwaki.runtime import Worker, default_threads, open_worker, size_on_disk
-from niwaki.runtime.artifact import Array, Batch
+from niwaki.runtime.artifact import Array
+from niwaki.task.metrics import outcome_of
 
 if TYPE_CHECKING:
     from niwaki.task import Encoded
@@ -113,7 +114,7 @@ def measure_subjects(
         subjects: artifacts, the base's among them.
         evaluation: the split no technique has seen; timed inputs are drawn from it. A subject with rows of its own
             gets the same texts from those.
-        metric: "accuracy", "f1" or "mcc".
+        metric: "accuracy", "f1", "mcc"; "nats" or "perplexity".
         base: index of the subject that quality and speed are compared with; the first torch subject, or the
             first, when None.
         threads: of one inference; all physical cores when None.
@@ -128,18 +129,18 @@ def measure_subjects(
     base = _check(subjects, evaluation, base, rounds)
     threads = threads or default_threads()
     plan = QUICK if quick else Plan(rounds=rounds)
-    facts = machine()
+    facts, kind = machine(), outcome_of(metric)
     read = [evaluation if subject.rows is None else subject.rows for subject in subjects]
     with ExitStack() as stack:
         tick = stack.enter_context(_progress(_ticks(subjects, evaluation, plan), progress))
         workers = [stack.enter_context(_start(subject, threads, tick)) for subject in subjects]
-        latency_SRI = _time_singles(workers, evaluation, read, plan, seed, tick)
-        throughput_SR = _time_batches(workers, evaluation, read, plan, seed, tick)
+        latency_SRI = _time_singles(workers, evaluation, read, plan, seed, kind, tick)
+        throughput_SR = _time_batches(workers, evaluation, read, plan, seed, kind, tick)
         memory = [worker.peak_memory() for worker in workers]
         rows = _quality_rows(evaluation, plan, seed)
-        predictions = [_predict(worker, own, rows, tick) for worker, own in zip(workers, read, strict=True)]
+        predictions = [_predict(worker, own, rows, kind, tick) for worker, own in zip(workers, read, strict=True)]
     against = {"base": subjects[base].name, "base_runtime": subjects[base].runtime}
-    labels = evaluation.labels[rows]
+    labels = None if evaluation.labels is None else evaluation.labels[rows]
     records = []
     for index, (subject, worker, own) in enumerate(zip(subjects, workers, read, strict=True)):
         ratio = ratio_over_rounds(latency_SRI[base], latency_SRI[index])
@@ -176,7 +177,9 @@ def _check(subjects: Sequence[Subject], evaluation: Encoded, base: int | None, r
     if not len(evaluation):
         raise NiwakiError(f"the {evaluation.name} split is empty", expected="rows to measure on")
     for subject in subjects:
-        if subject.rows is not None and not np.array_equal(subject.rows.labels, evaluation.labels):
+        own = evaluation if subject.rows is None else subject.rows
+        same = own.labels is None or evaluation.labels is None or np.array_equal(own.labels, evaluation.labels)
+        if len(own) != len(evaluation) or not same:
             raise NiwakiError(f"{subject.name} has other rows than {evaluation.name}", expected="the same texts")
     if rounds < 1:
         raise NiwakiError(f"rounds is {rounds}", expected="1 or more", fix="rounds=10")
@@ -196,26 +199,26 @@ def _start(subject: Subject, threads: int, tick: Tick) -> Worker:
 
 
 def _time_singles(
-    workers: list[Worker], rows: Encoded, read: list[Encoded], plan: Plan, seed: int, tick: Tick
+    workers: list[Worker], rows: Encoded, read: list[Encoded], plan: Plan, seed: int, kind: str, tick: Tick
 ) -> Floats:
     """Return seconds (S, R, I) at batch 1, after every worker has seen every length that will come."""
     drawn_RI = draw_rows(rows.lengths, plan.rounds, plan.repeats, seed)
     for worker, own in zip(workers, read, strict=True):
         first_of_length = np.unique(own.lengths[drawn_RI.ravel()], return_index=True)[1]
-        _checked_run(worker, [pad_rows(own, [row]) for row in drawn_RI.ravel()[first_of_length]])
+        worker.outcomes([pad_rows(own, [row]) for row in drawn_RI.ravel()[first_of_length]], kind)
         tick("warming up")
     batches = [[[pad_rows(own, [row]) for row in drawn_I] for drawn_I in drawn_RI] for own in read]
     return time_in_turns(workers, batches, seed, tick=lambda: tick("latency"))
 
 
 def _time_batches(
-    workers: list[Worker], rows: Encoded, read: list[Encoded], plan: Plan, seed: int, tick: Tick
+    workers: list[Worker], rows: Encoded, read: list[Encoded], plan: Plan, seed: int, kind: str, tick: Tick
 ) -> Floats:
     """Return rows per second (S, R) at batch 32: the same rows each round, cut into batches by length."""
     drawn = draw_rows(rows.lengths, 1, plan.throughput_batches * BATCH, seed)[0]
     batches = [batches_by_length(own, drawn, BATCH) for own in read]
     for worker, own in zip(workers, batches, strict=True):
-        _checked_run(worker, own)
+        worker.outcomes(own, kind)
         tick("warming up")
     rounds = [[own] * plan.throughput_rounds for own in batches]
     seconds_SRI = time_in_turns(workers, rounds, seed, warm=1, tick=lambda: tick("throughput"))
@@ -229,8 +232,8 @@ def _quality_rows(rows: Encoded, plan: Plan, seed: int) -> npt.NDArray[np.int64]
     return np.sort(np.random.default_rng(seed).choice(len(rows), plan.quality_rows, replace=False))
 
 
-def _predict(worker: Worker, rows: Encoded, chosen: npt.NDArray[np.int64], tick: Tick) -> npt.NDArray[np.int64]:
-    """Return the predicted class ids of the chosen rows.
+def _predict(worker: Worker, rows: Encoded, chosen: npt.NDArray[np.int64], kind: str, tick: Tick) -> Array:
+    """Return what is kept of the chosen rows' logits: predicted class ids (N,), or surprises (N, 2).
 
     Artifacts are asked row by row: a dynamically quantized one takes its activation range from the whole
     batch, so its answer would depend on the neighbours. Where the neighbours are known to play no part (torch
@@ -238,33 +241,16 @@ def _predict(worker: Worker, rows: Encoded, chosen: npt.NDArray[np.int64], tick:
     """
     size = BATCH if worker.rows_independent else 1
     order = np.argsort(rows.lengths[chosen], kind="stable")
-    predictions = np.empty(len(chosen), dtype=np.int64)
+    parts = []
     for start in range(0, len(order), MESSAGE_ROWS):
         part = order[start : start + MESSAGE_ROWS]
         batches = [pad_rows(rows, chosen[part[at : at + size]]) for at in range(0, len(part), size)]
-        predictions[part] = np.concatenate(_checked_run(worker, batches)).argmax(axis=1)
+        parts.append(np.concatenate(worker.outcomes(batches, kind)))
         tick("quality")
-    return predictions
-
-
-def _checked_run(worker: Worker, batches: Sequence[Batch]) -> list[Array]:
-    """Run batches and refuse logits that are not (B, C) finite numbers."""
-    results = worker.run(batches)
-    for batch, logits_BC in zip(batches, results, strict=True):
-        if logits_BC.ndim != 2 or len(logits_BC) != len(batch["input_ids"]):
-            raise NiwakiError(
-                f"the output has shape {logits_BC.shape}",
-                expected=f"logits ({len(batch['input_ids'])}, classes)",
-                place=f"{worker.path} in {worker.runtime}",
-            )
-        if not np.isfinite(logits_BC).all():
-            raise NiwakiError(
-                f"logits are NaN or infinite on an input of {batch['input_ids'].shape[1]} tokens",
-                expected="finite logits on every row",
-                fix="precision f32, or a quantization that leaves the attention mask alone",
-                place=f"{worker.path} in {worker.runtime}",
-            )
-    return results
+    found = np.concatenate(parts)
+    result = np.empty_like(found)
+    result[order] = found
+    return result
 
 
 def _conditions(

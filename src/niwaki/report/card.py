@@ -28,6 +28,7 @@ SHOWN = (
     "changed",
     "parity",
 )
+PIPELINES = {"language-modelling": "text-generation"}
 METRICS = {"accuracy": "accuracy", "f1": "f1", "mcc": "matthews_correlation"}
 
 
@@ -157,7 +158,7 @@ def _front_matter(run: RunFolder, used: Sequence[str]) -> str:
     ):
         if is_hub_id(value):
             matter[key] = [value] if key == "datasets" else value
-    matter["pipeline_tag"] = kind
+    matter["pipeline_tag"] = PIPELINES.get(kind, kind)
     matter["tags"] = list(dict.fromkeys(["niwaki", "compression", *used, *formats]))
     if metric:
         matter["metrics"] = [METRICS.get(str(metric), str(metric))]

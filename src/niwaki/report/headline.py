@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from niwaki.report import units
 from niwaki.report.folders import Row, RunFolder, number, section
+from niwaki.task.metrics import higher_is_better
 
 CLOSE = 1.05
 """Two sizes or times whose ratio is below this are called alike."""
 
 NOTABLE = 2.0
-"""A verdict stays open while the interval allows a loss of more points than this."""
+"""A verdict stays open while the interval allows a loss of more points than this, or of more percent of perplexity."""
 
 LEVEL = 0.05
 """A difference with a p-value below this is called significant."""
@@ -88,13 +89,32 @@ def significant(quality: Row) -> bool | None:
 
 
 def interval_of(quality: Row) -> tuple[float, float] | None:
-    """Return the 95% interval of the difference, in points, or None."""
+    """Return the 95% interval of the difference, in the metric's unit, or None."""
     interval = quality.get("interval")
     if not isinstance(interval, Sequence) or isinstance(interval, str) or len(interval) != 2:
         return None
     ends = {"low": interval[0], "high": interval[1]}
     low, high = number(ends, "low"), number(ends, "high")
     return None if low is None or high is None else (low, high)
+
+
+def loss_of(quality: Row, difference: float) -> float:
+    """Return a difference so that more of it is worse: of a metric that is better when higher, its negative."""
+    return -difference if higher_is_better(str(quality.get("metric"))) else difference
+
+
+def _largest_loss(quality: Row) -> float | None:
+    """Return the loss that the 95% interval of the difference still allows, or None where there is no interval."""
+    interval = interval_of(quality)
+    return None if interval is None else max(0.0, *(loss_of(quality, end) for end in interval))
+
+
+def _notable(quality: Row) -> float:
+    """Return the loss that matters, in the metric's unit."""
+    percent = NOTABLE / 100
+    return {"nats": percent, "perplexity": percent * (number(quality, "value") or 0.0)}.get(
+        str(quality.get("metric")), NOTABLE
+    )
 
 
 def _size(row: Row, peer: Row | None) -> str:
@@ -162,29 +182,30 @@ def _quality(row: Row) -> str:
     value, difference = number(quality, "value"), number(quality, "difference")
     if value is None:
         return "Its quality was not measured."
-    metric = str(quality.get("metric") or "quality").capitalize()
+    name = quality.get("metric")
+    metric = {"nats": "Surprise"}.get(str(name), str(name or "quality").capitalize())
+    written, size = units.quality(value, name), units.quality(abs(difference or 0.0), name)
     if difference is None:
-        return f"{metric} is {value:.2f}; it was not paired with the base."
-    moved = (
-        "is the same"
-        if abs(difference) < 0.005
-        else f"{'falls' if difference < 0 else 'rises'} by {abs(difference):.2f} points"
-    )
-    sentence = f"{metric} {moved}, {value - difference:.2f} to {value:.2f}"
-    if abs(difference) < 0.005:
-        sentence = f"{metric} {moved}, {value:.2f}"
+        return f"{metric} is {written}; it was not paired with the base."
+    if not size.strip("0."):
+        sentence = f"{metric} is the same, {written}"
+    else:
+        moved = f"{'falls' if difference < 0 else 'rises'} by {size} {units.unit(name)}"
+        sentence = f"{metric} {moved}, {units.quality(value - difference, name)} to {written}"
     return f"{sentence}{_evidence(quality)}.{_changed(quality)}"
 
 
 def _evidence(quality: Row) -> str:
     """Return interval, test and what they mean, without claiming that no significance is equality."""
     interval, p_value, surely = interval_of(quality), number(quality, "p_value"), significant(quality)
-    parts = []
+    name, parts = quality.get("metric"), []
     if interval:
-        parts.append(f"95% interval of the difference {units.points(interval[0])} to {units.points(interval[1])}")
+        low, high = (units.points(end, name) for end in interval)
+        parts.append(f"95% interval of the difference {low} to {high}")
     if p_value is not None:
         sign = "" if p_value < 0.001 else "= "
-        parts.append(f"McNemar p {sign}{units.probability(p_value)}".replace("p <", "p < "))
+        test = "McNemar" if higher_is_better(str(name)) else "permutation"
+        parts.append(f"{test} p {sign}{units.probability(p_value)}".replace("p <", "p < "))
     count = number(quality, "count")
     if count:
         parts.append(f"{count:,.0f} {quality.get('split', '')} examples".replace("  ", " "))
@@ -193,9 +214,9 @@ def _evidence(quality: Row) -> str:
         return text
     if surely:
         return f"{text}: a significant difference"
-    allows = (
-        f", though a loss of up to {-interval[0]:.2f} points is not ruled out" if interval and interval[0] < 0 else ""
-    )
+    largest = _largest_loss(quality)
+    loss = f"{units.quality(largest or 0.0, name)} {units.unit(name)}"
+    allows = f", though a loss of up to {loss} is not ruled out" if largest else ""
     return f"{text}: not a significant difference{allows}"
 
 
@@ -230,13 +251,15 @@ def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
         return None, f"{text}; quality not compared"
     if surely:
         metric = quality.get("metric", "quality")
-        return (None, f"{text}, at a cost in {metric}") if difference < 0 else (not lost, f"{text}, better {metric}")
-    interval = interval_of(quality)
-    if interval is None:
+        if loss_of(quality, difference) > 0:
+            return None, f"{text}, at a cost in {metric}"
+        return not lost, f"{text}, better {metric}"
+    allowed = _largest_loss(quality)
+    if allowed is None:
         return None if lost else True, f"{text}, no significant loss"
-    allowed = max(0.0, -interval[0])
-    good = None if lost or allowed > NOTABLE else True
-    return good, f"{text}, {f'at most {allowed:.2f} points lost (95%)' if allowed >= 0.005 else 'nothing lost'}"
+    good = None if lost or allowed > _notable(quality) else True
+    most, unit = units.quality(allowed, quality.get("metric")), units.unit(quality.get("metric"))
+    return good, f"{text}, {f'at most {most} {unit} lost (95%)' if most.strip('0.') else 'nothing lost'}"
 
 
 def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:
@@ -259,7 +282,8 @@ def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:
     quality = section(row, "quality")
     value, difference = number(quality, "value"), number(quality, "difference")
     if value is not None:
-        before = "" if difference is None else f"{value - difference:.2f}"
-        change = "" if difference is None else f"{units.points(difference)} points"
-        tiles.append((str(quality.get("metric") or "quality"), f"{value:.2f}", before, change))
+        name = quality.get("metric")
+        before = "" if difference is None else units.quality(value - difference, name)
+        change = "" if difference is None else f"{units.points(difference, name)} {units.unit(name)}"
+        tiles.append((str(name or "quality"), units.quality(value, name), before, change))
     return tiles

@@ -104,13 +104,15 @@ def _tip(row: Row, measure: Measure) -> str:
     quality = section(row, "quality")
     interval = interval_of(quality)
     spread = (
-        f" (95% interval of the difference {units.points(interval[0])} to {units.points(interval[1])})"
+        f" (95% interval of the difference {' to '.join(units.points(end, quality.get('metric')) for end in interval)})"
         if interval
         else ""
     )
+    metric = quality.get("metric")
+    value = units.quality(number(quality, "value") or 0.0, metric)
     return (
         f"{row['name']} in {runtime_of(row)}: {measure.write(number(row, *measure.keys))},"
-        f" {quality.get('metric') or 'quality'} {number(quality, 'value'):.2f}{spread}"
+        f" {metric or 'quality'} {value}{spread}"
     )
 
 

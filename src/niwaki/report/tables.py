@@ -8,7 +8,7 @@ from typing import Any
 
 from niwaki.report import units
 from niwaki.report.folders import Row, RunFolder, number, section
-from niwaki.report.headline import first_ratio, interval_of, peer_of, ratio, runtime_of, significant
+from niwaki.report.headline import first_ratio, interval_of, loss_of, peer_of, ratio, runtime_of, significant
 
 COLUMNS = (
     ("model", "name of the model"),
@@ -22,7 +22,7 @@ COLUMNS = (
         "how many times faster than the base in the runtime it was measured in first, round by round",
     ),
     ("quality", "the task's metric"),
-    ("difference", "points against the base, on the same examples"),
+    ("difference", "points against the base, on the same examples; of a language model nats, or perplexity"),
     ("95% interval", "of the difference"),
     ("p", "McNemar's exact test against the base"),
     ("changed", "share of predictions that differ from the base's"),
@@ -100,7 +100,7 @@ def _line(rows: Sequence[Row], base: str, row: Row) -> Line:
     interval = interval_of(quality)
     is_base = row["name"] == base
     low, high = number(row, "latency_seconds", "p10"), number(row, "latency_seconds", "p90")
-    value, difference = number(quality, "value"), number(quality, "difference")
+    value, difference, metric = number(quality, "value"), number(quality, "difference"), quality.get("metric")
     cells = (
         str(row["name"]),
         runtime_of(row),
@@ -109,9 +109,9 @@ def _line(rows: Sequence[Row], base: str, row: Row) -> Line:
         units.seconds(number(row, "latency_seconds", "median")),
         units.times(ratio(number(peer, "latency_seconds", "median"), number(row, "latency_seconds", "median"))),
         units.times(first_ratio(rows, base, row)),
-        units.NONE if value is None else f"{value:.2f}",
-        units.NONE if is_base and not difference else units.points(difference),
-        units.NONE if interval is None or is_base else f"{units.points(interval[0])} to {units.points(interval[1])}",
+        units.NONE if value is None else units.quality(value, metric),
+        units.NONE if is_base and not difference else units.points(difference, metric),
+        units.NONE if interval is None or is_base else " to ".join(units.points(end, metric) for end in interval),
         units.NONE if is_base else units.probability(number(quality, "p_value")),
         units.NONE if is_base else units.percent(number(quality, "changed")),
         units.NONE if low is None or high is None else _range(units.seconds(low), units.seconds(high)),
@@ -123,7 +123,7 @@ def _line(rows: Sequence[Row], base: str, row: Row) -> Line:
         units.count(number(row, "macs_per_token")),
         units.percent(number(row, "parity", "agreement")),
     )
-    return Line(cells, is_base, bool(significant(quality)) and (difference or 0) < 0)
+    return Line(cells, is_base, bool(significant(quality)) and loss_of(quality, difference or 0) > 0)
 
 
 def conditions(rows: Sequence[Row]) -> list[tuple[str, str]]:

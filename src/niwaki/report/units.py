@@ -64,16 +64,34 @@ def times(value: float | None) -> str:
     return f"{value:.0f}×" if value >= 11.95 else f"{value:.1f}×" if value >= 1.05 else f"{value:.2f}×"
 
 
-def points(value: float | None) -> str:
-    """Write a difference in points, always with its sign.
+def points(value: float | None, metric: object = None) -> str:
+    """Write a difference in points, or in the metric's own unit, always with its sign.
 
-    >>> points(-0.573), points(0.2), points(0.0)
-    ('−0.57', '+0.20', '0.00')
+    >>> points(-0.573), points(0.2), points(0.0), points(0.0123, "nats")
+    ('−0.57', '+0.20', '0.00', '+0.0123')
     """
     if value is None:
         return NONE
-    text = f"{abs(value):.2f}"
-    return text if text == "0.00" else ("−" if value < 0 else "+") + text
+    text = quality(abs(value), metric)
+    return text if not text.strip("0.") else ("−" if value < 0 else "+") + text
+
+
+def quality(value: float, metric: object) -> str:
+    """Write the value of a metric: nats, of which a hundredth is much, with four decimals.
+
+    >>> quality(90.25, "accuracy"), quality(1.35231, "nats")
+    ('90.25', '1.3523')
+    """
+    return f"{value:.{4 if metric == 'nats' else 2}f}"
+
+
+def unit(metric: object) -> str:
+    """Name the unit of a metric's differences.
+
+    >>> unit("accuracy"), unit("nats"), unit("perplexity")
+    ('points', 'nats', 'of perplexity')
+    """
+    return {"nats": "nats", "perplexity": "of perplexity"}.get(str(metric), "points")
 
 
 def percent(share: float | None) -> str:

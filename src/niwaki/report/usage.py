@@ -130,10 +130,27 @@ def _openvino_code(run: RunFolder, folder: str, file: str) -> str:
 
 
 def _torch_code(run: RunFolder, folder: str) -> str:
+    if section(run.origin, "task").get("kind") == "language-modelling":
+        return _writing_code(folder)
     lines = _head(run, folder, ["import niwaki"])
     lines += [
         "model = niwaki.load(folder)",
         f'inputs = tokenizer({_call(run)}, return_tensors="pt")',
         "print([labels[index] for index in model(**inputs).logits.argmax(-1)])",
+    ]
+    return "\n".join(lines)
+
+
+def _writing_code(folder: str) -> str:
+    """Return code that lets a language model go on with a text."""
+    lines = [
+        "import niwaki",
+        "from transformers import AutoTokenizer",
+        "",
+        f"folder = {json.dumps(folder, ensure_ascii=False)}",
+        "tokenizer, model = AutoTokenizer.from_pretrained(folder), niwaki.load(folder)",
+        'inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)',
+        "written = model.generate(**inputs, max_new_tokens=64)",
+        "print(tokenizer.decode(written[0], skip_special_tokens=True))",
     ]
     return "\n".join(lines)

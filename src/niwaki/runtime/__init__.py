@@ -8,9 +8,11 @@ folder.
 from __future__ import annotations
 
 from niwaki.runtime.artifact import RUNTIMES, Artifact, installed, open_artifact, size_on_disk
+from niwaki.runtime.outcomes import OUTCOMES
 from niwaki.runtime.process import Worker, default_threads, open_worker
 
 __all__ = [
+    "OUTCOMES",
     "RUNTIMES",
     "Artifact",
     "Worker",

@@ -27,7 +27,7 @@ PRECISIONS = {"f32": "f32", "fp32": "f32", "bf16": "bf16"}
 
 @dataclass(frozen=True)
 class Artifact:
-    """Hold an opened artifact; call it with a batch to get logits (B, C), float32.
+    """Hold an opened artifact; call it with a batch to get logits, float32: (B, C), of a language model (B, T, V).
 
     Attributes:
         path: the file or folder that was opened.
@@ -117,10 +117,11 @@ def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:
     if precision is not None:
         model = model.to({"f32": torch.float32, "bf16": torch.bfloat16}[precision])
     accepted = inspect.signature(model.forward).parameters
+    settings = {"use_cache": False} if "use_cache" in accepted else {}  # keys and values are kept for more to come
 
     def run(inputs: dict[str, Any]) -> Array:
         with torch.inference_mode():
-            logits_BC: Array = model(**inputs).logits.float().numpy()
+            logits_BC: Array = model(**inputs, **settings).logits.float().numpy()
         return logits_BC
 
     floats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}

@@ -62,6 +62,12 @@ class Worker:
         logits: list[Array] = self._ask("run", batches=list(batches))
         return logits
 
+    def outcomes(self, batches: Sequence[Batch], kind: str) -> list[Array]:
+        """Return what is kept of the logits of each padded batch: `kind` is a key of `OUTCOMES`."""
+        self._doing = "running a batch"
+        kept: list[Array] = self._ask("outcomes", batches=list(batches), kind=kind)
+        return kept
+
     def time(self, batches: Sequence[Batch], warm: Sequence[Batch] = ()) -> list[float]:
         """Return the wall seconds of each batch; `warm` is run before and not recorded."""
         self._doing = "being timed"

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from niwaki.errors import NiwakiError
 from niwaki.runtime.artifact import Artifact, Batch, open_artifact
+from niwaki.runtime.outcomes import OUTCOMES
 
 SETTLE_STEP_SECONDS = 0.02
 SETTLE_LIMIT_SECONDS = 3.0
@@ -81,6 +82,11 @@ class Service:
         """Return the logits (B, C) of each batch."""
         artifact = self._opened()
         return [artifact(batch) for batch in batches]
+
+    def outcomes(self, batches: Sequence[Batch], kind: str) -> list[Any]:
+        """Return what is kept of the logits of each batch: `kind` is a key of `OUTCOMES`."""
+        artifact = self._opened()
+        return [OUTCOMES[kind](artifact(batch), batch) for batch in batches]
 
     def time(self, batches: Sequence[Batch], warm: Sequence[Batch]) -> list[float]:
         """Return the seconds of each batch, after running `warm` unrecorded."""

@@ -85,6 +85,23 @@ def find_columns(
     return Columns(text, text_pair, label), tuple(notes)
 
 
+def find_text(table: Table, text: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the column of the text where there is nothing else to find, and notes on doubtful choices.
+
+    Raises:
+        NiwakiError: when the named column is not there, or none can be found; it lists the columns there are.
+    """
+    if text is not None:
+        require_column(table, text, "text")
+        return text, ()
+    notes: list[str] = []
+    others = [column for column in table.columns if column.lower() not in NUMBERS_OF_ROWS]
+    found = _preferred(table, TEXTS, set(), "text", notes) or (others[0] if len(others) == 1 else None)
+    if found is None:
+        raise _not_found(table, "text")
+    return found, tuple(notes)
+
+
 def require_column(table: Table, name: str, parameter: str) -> None:
     """Refuse a table that has no column of this name."""
     if name in table.columns:

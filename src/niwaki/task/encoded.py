@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: The label of padding, which no loss counts: that of PyTorch's cross entropy.
+IGNORED = -100
+
+
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """Hold one split as token ids, row after row in one flat array.
@@ -30,7 +34,7 @@ class Encoded:
         types: (total,) int8 token types, 0 for the first text and 1 for the second; None for single texts and
             for models that know no types.
         offsets: (N + 1,) int64, where each row begins; the first is 0 and the last is total.
-        labels: (N,) int64 class ids.
+        labels: (N,) int64 class ids; None where each token is the label of those before it.
         truncated: how many texts of the split were cut to the longest length allowed. A selection keeps the
             number of the split that it was taken from.
         pad: the token id that fills short rows of a batch.
@@ -40,12 +44,12 @@ class Encoded:
     tokens: np.ndarray
     types: np.ndarray | None
     offsets: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     truncated: int = 0
     pad: int = 0
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -74,12 +78,13 @@ class Encoded:
             tokens=self._gather(self.tokens, rows),
             types=None if self.types is None else self._gather(self.types, rows),
             offsets=np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64),
-            labels=self.labels[rows],
+            labels=None if self.labels is None else self.labels[rows],
         )
 
     def sample(self, count: int, seed: int) -> Encoded:
         """Return about `count` rows with the classes in proportion, or these very rows where there are no more."""
-        return self if count >= len(self) else self.select(stratified_rows(self.labels, count, seed))
+        labels = np.zeros(len(self), np.int64) if self.labels is None else self.labels
+        return self if count >= len(self) else self.select(stratified_rows(labels, count, seed))
 
     def renumbered(self, ids: np.ndarray) -> Encoded:
         """Return the rows with token id i written as `ids[i]`, the padding too."""
@@ -94,7 +99,8 @@ class Encoded:
 
         Returns:
             `input_ids` (B, T), `attention_mask` (B, T) with 1 for tokens and 0 for padding, `token_type_ids`
-            (B, T) when the rows have types, and `labels` (B,); all int64.
+            (B, T) when the rows have types, and `labels`, (B,), or (B, T) where tokens are the labels: the ids, and
+            IGNORED for padding; all int64.
         """
         import torch
 
@@ -105,7 +111,8 @@ class Encoded:
         arrays["attention_mask"] = mask_BT.astype(np.int64)
         if self.types is not None:
             arrays["token_type_ids"] = self._padded(self.types, rows, mask_BT, 0)
-        arrays["labels"] = self.labels[rows]
+        labels_BT = np.where(mask_BT, arrays["input_ids"], IGNORED)
+        arrays["labels"] = labels_BT if self.labels is None else self.labels[rows]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _gather(self, flat: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -163,7 +170,8 @@ class Dataset:
             raise NiwakiError("the data have no train split", expected="rows to learn from", fix="add a train.csv")
         if self.test is not None:
             return self.train, self.validation
-        held = stratified_rows(self.train.labels, min(1000, round(0.05 * len(self.train))), seed)
+        classes = np.zeros(len(self.train), np.int64) if self.train.labels is None else self.train.labels
+        held = stratified_rows(classes, min(1000, round(0.05 * len(self.train))), seed)
         rest = np.setdiff1d(np.arange(len(self.train)), held)
         return self.train.select(rest), self.train.select(held, name="selection")
 

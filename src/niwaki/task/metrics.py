@@ -1,4 +1,9 @@
-"""Metrics of classification, all in percent, so that a difference of two values is in points."""
+"""Metrics: of classification in percent, so that a difference is in points; of language modelling in nats.
+
+A metric knows what of a model's logits it needs (`outcome_of`), so that logits of whole texts are never kept.
+"""
+
+# N rows, C classes
 
 from __future__ import annotations
 
@@ -53,13 +58,41 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
 }
 
 
-def score(metric: str, predictions: np.ndarray, labels: np.ndarray, num_classes: int | None = None) -> float:
-    """Score predictions against labels, in percent.
+def nats(surprises_N2: np.ndarray) -> float:
+    """Return the mean surprise of a token, -log p, over all tokens of all rows: 0 is certainty.
 
     Args:
-        metric: "accuracy" (0 to 100), "f1" (0 to 100) or "mcc" (-100 to 100).
-        predictions: (N,) class ids.
-        labels: (N,) class ids.
+        surprises_N2: of each row, the sum of its tokens' surprises in nats, and the number of tokens.
+    """
+    total, count = surprises_N2.sum(axis=0)
+    return float(total / count)
+
+
+def perplexity(surprises_N2: np.ndarray) -> float:
+    """Return exp(nats per token): between how many equally likely tokens the model hesitates; 1 is certainty."""
+    return float(np.exp(nats(surprises_N2)))
+
+
+LIKELIHOODS: dict[str, Callable[[np.ndarray], float]] = {"nats": nats, "perplexity": perplexity}
+
+
+def higher_is_better(metric: str) -> bool:
+    """Say whether more of a metric is better; of surprise, less is."""
+    return metric not in LIKELIHOODS
+
+
+def outcome_of(metric: str) -> str:
+    """Name what a metric needs of a row's logits, a key of `niwaki.runtime.OUTCOMES`."""
+    return "surprises" if metric in LIKELIHOODS else "classes"
+
+
+def score(metric: str, predictions: np.ndarray, labels: np.ndarray | None, num_classes: int | None = None) -> float:
+    """Score what a model made of each row: class ids against labels in percent, or surprises.
+
+    Args:
+        metric: "accuracy" (0 to 100), "f1" (0 to 100), "mcc" (-100 to 100), "nats" or "perplexity".
+        predictions: (N,) class ids; or (N, 2), each row's surprise in nats and its number of tokens.
+        labels: (N,) class ids; not looked at with surprises.
         num_classes: how many classes the task has; decides between binary and macro F1. When None, one more
             than the largest id seen.
 
@@ -72,9 +105,12 @@ def score(metric: str, predictions: np.ndarray, labels: np.ndarray, num_classes:
         >>> score("accuracy", np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1]))
         75.0
     """
+    if metric in LIKELIHOODS:
+        return LIKELIHOODS[metric](np.asarray(predictions))
     if metric not in METRICS:
-        meant = closest(metric, METRICS) or "accuracy"
-        raise NiwakiError(f'there is no metric "{metric}"', expected=", ".join(METRICS), fix=f'metric="{meant}"')
+        known = (*METRICS, *LIKELIHOODS)
+        meant = closest(metric, known) or "accuracy"
+        raise NiwakiError(f'there is no metric "{metric}"', expected=", ".join(known), fix=f'metric="{meant}"')
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must be one (N,), N above 0")

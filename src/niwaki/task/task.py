@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # One line a kind: its name, and the class that knows it. The module is imported when it is first asked for.
 KINDS: dict[str, str] = {
     "text-classification": "niwaki.task.text_classification:TextClassification",
+    "language-modelling": "niwaki.task.language_modelling:LanguageModelling",
 }
 
 
@@ -95,6 +96,9 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Whether models of this kind can be written as artifacts of other runtimes than PyTorch.
+    exports: ClassVar[bool] = True
+
     kind: str
     data: str
     metric: str = ""
@@ -142,6 +146,20 @@ class Task(BaseModel):
     def encode(self, tokenizer: Any, max_length: int, labels: list[str] | None = None) -> Dataset:
         """Read the rows and tokenize them; `max_length` is the number of tokens the model takes."""
         raise NotImplementedError(f"{type(self).__name__}.encode")
+
+    def check(self, model: Any) -> None:
+        """Refuse a model that was made for another kind of task."""
+
+    def limit(self, max_length: int) -> int:
+        """Return how many tokens a row may have: as many as asked for, or `max_length`, which the model takes."""
+        if self.max_length is not None and self.max_length > max_length:
+            raise NiwakiError(
+                f"max_length is {self.max_length}",
+                expected=f"at most {max_length}, the number of tokens the model takes",
+                fix=f"max_length={max_length}",
+                place=f'task "{self.kind}"',
+            )
+        return self.max_length or max_length
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss that training lowers."""

@@ -4,26 +4,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from niwaki.errors import NiwakiError
 from niwaki.task.columns import Columns, find_columns, require_column
-from niwaki.task.encoded import Dataset, stratified_rows
+from niwaki.task.encoded import Dataset
 from niwaki.task.labels import LabelColumn, ids_of, names_of, read_labels, require_labels
 from niwaki.task.splits import read_splits
 from niwaki.task.tables import Table
 from niwaki.task.task import Rows, Task, TextRows
+from niwaki.task.texts import arrange, overlaps, read_texts
 from niwaki.task.tokens import check_tokenizer, encode_rows, truncation_note
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# Of data without a validation split, this share is held out; the same rows whatever a run's seed is.
-HELD_OUT = 0.1
-HELD_OUT_SEED = 0
 
 
 class TextClassification(Task):
@@ -82,8 +78,8 @@ class TextClassification(Task):
             notes.extend([note] if note and note not in notes else [])
             splits[split] = _text_rows(split, tables[split], columns, ids)
         _check_train(splits, targets)
-        _arrange(splits, notes)
-        notes.extend(_remarks(splits, names))
+        arrange(splits, notes)
+        notes.extend([*_remarks(splits, names), *overlaps(splits)])
         return Rows(splits.get("train"), splits["validation"], splits.get("test"), names, tuple(notes))
 
     def encode(self, tokenizer: Any, max_length: int, labels: list[str] | None = None) -> Dataset:
@@ -97,14 +93,7 @@ class TextClassification(Task):
         Returns:
             The encoded splits; its notes tell how many texts were cut.
         """
-        if self.max_length is not None and self.max_length > max_length:
-            raise NiwakiError(
-                f"max_length is {self.max_length}",
-                expected=f"at most {max_length}, the number of tokens the model takes",
-                fix=f"max_length={max_length}",
-                place=f'task "{self.kind}"',
-            )
-        limit = self.max_length or max_length
+        limit = self.limit(max_length)
         rows = self.read(labels)
         check_tokenizer(tokenizer, limit, pairs=rows.validation.pairs is not None)
         encoded = {split.name: encode_rows(split, tokenizer, limit) for split in rows.splits}
@@ -116,6 +105,17 @@ class TextClassification(Task):
             rows.labels,
             (*rows.notes, *cuts),
         )
+
+    def check(self, model: Any) -> None:
+        """Refuse a language model, which has no classes."""
+        from niwaki.anatomy import anatomy_of
+
+        if anatomy_of(model).language_head is not None:
+            raise NiwakiError(
+                "the model writes text and has no fine-tuned classification head",
+                expected="a model fine-tuned on the task",
+                fix="niwaki finetune MODEL --data YOUR_DATA --out base, or --task language-modelling",
+            )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross entropy, in nats, of logits (B, C) and class ids (B,)."""
@@ -148,75 +148,17 @@ def _without_labels(test: Table, label: str, others: dict[str, LabelColumn]) -> 
 def _text_rows(split: str, table: Table, columns: Columns, labels: np.ndarray) -> TextRows:
     """Read the texts of a split."""
     require_column(table, columns.text, "text")
-    texts = _texts(table, columns.text)
+    texts = read_texts(table, columns.text)
     if columns.text_pair is None:
         return TextRows(split, texts, None, labels)
     require_column(table, columns.text_pair, "text_pair")
-    return TextRows(split, texts, _texts(table, columns.text_pair), labels)
-
-
-def _texts(table: Table, name: str) -> list[str]:
-    """Read a column of texts, none of them missing, empty or something else."""
-    values = table.read(name)
-    strange = [row for row, value in enumerate(values) if value is not None and not isinstance(value, str)]
-    if strange:
-        value = values[strange[0]]
-        raise NiwakiError(
-            f'"{name}" is {str(value)[:60]!r}, a {type(value).__name__}',
-            expected="a text",
-            fix='text="..."  (the column that the texts are in)',
-            place=table.place(strange[0]),
-        )
-    empty = [row for row, value in enumerate(values) if value is None or not value.strip()]
-    if empty:
-        more = f", and {len(empty) - 1:,} more of {len(values):,} rows" if len(empty) > 1 else ""
-        raise NiwakiError(
-            f'"{name}" is {"missing" if values[empty[0]] is None else "empty"} here{more}',
-            expected="a text in each row",
-            fix="remove these rows, or fill them in",
-            place=table.place(empty[0]),
-        )
-    for row, value in enumerate(values):
-        if not value.isascii():
-            _check_unicode(value, name, table, row)
-    return values
-
-
-def _check_unicode(value: str, name: str, table: Table, row: int) -> None:
-    r"""Refuse half characters: JSON can spell one half of a surrogate pair ("\ud83d"), tokenizers cannot."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise NiwakiError(
-            f'"{name}" holds half a character, {value[error.start]!a}, at position {error.start}',
-            expected="whole characters",
-            fix="cut texts by character before writing them as JSON",
-            place=table.place(row),
-        ) from None
+    return TextRows(split, texts, read_texts(table, columns.text_pair), labels)
 
 
 def _check_train(splits: dict[str, TextRows], targets: dict[str, LabelColumn]) -> None:
     """Refuse to learn from a single class, also where the model brings the names of others."""
     if "train" in splits and len(np.unique(splits["train"].labels)) == 1:
         names_of(targets["train"])
-
-
-def _arrange(splits: dict[str, TextRows], notes: list[str]) -> None:
-    """See to it that there is a validation split."""
-    if "validation" in splits:
-        return
-    if "train" not in splits:
-        splits["validation"] = replace(splits.pop("test"), name="validation")
-        notes.append("the data have a test split alone; it stands as validation")
-        return
-    whole = splits["train"]
-    held = stratified_rows(whole.labels, round(HELD_OUT * len(whole)), HELD_OUT_SEED)
-    rest = np.setdiff1d(np.arange(len(whole)), held)
-    splits["train"], splits["validation"] = whole.select(rest, "train"), whole.select(held, "validation")
-    notes.append(
-        f"the data have no validation split: {len(held):,} of {len(whole):,} rows were held out as one "
-        f"(seed {HELD_OUT_SEED}, the classes in proportion)"
-    )
 
 
 def _remarks(splits: dict[str, TextRows], names: tuple[str, ...]) -> list[str]:
@@ -231,15 +173,4 @@ def _remarks(splits: dict[str, TextRows], names: tuple[str, ...]) -> list[str]:
             notes.append(f'all {split.name} labels are "{names[int(split.labels[0])]}"; f1 and mcc say little')
         elif present < len(names):
             notes.append(f"{len(names) - present} of {len(names)} classes do not occur in {split.name}")
-    if "train" in splits:
-        seen = set(_keys(splits["train"]))
-        for split in (splits[name] for name in ("validation", "test") if name in splits):
-            if known := sum(key in seen for key in _keys(split)):
-                share = 100 * known / len(split)
-                notes.append(f"{known:,} of {len(split):,} {split.name} texts ({share:.1f}%) are in train too")
     return notes
-
-
-def _keys(split: TextRows) -> list[tuple[str, str]]:
-    """Return what makes two rows the same to a model."""
-    return list(zip(split.texts, split.pairs or [""] * len(split), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -42,6 +42,12 @@ def encode_rows(rows: TextRows, tokenizer: Any, max_length: int) -> Encoded:
         truncated=sum(part.truncated for part in parts),
         pad=int(tokenizer.pad_token_id),
     )
+
+
+def packed(rows: Encoded, length: int) -> Encoded:
+    """Join all rows in their order and cut the whole into rows of `length` tokens; the last may be shorter."""
+    offsets = np.append(np.arange(0, len(rows.tokens), length), len(rows.tokens)).astype(np.int64)
+    return replace(rows, offsets=offsets, truncated=0)
 
 
 def truncation_note(encoded: Encoded, max_length: int) -> str:

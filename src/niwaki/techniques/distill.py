@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from niwaki.anatomy import anatomy_of, label_names, rows_of
+from niwaki.calibrate import inputs_of
 from niwaki.checkpoint import load, load_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.losses import relation_divergence, scaled_squares, soft_targets
@@ -35,7 +36,8 @@ class Distill(Technique):
     which asks for no map of layers and no equal widths; and labels, the task's own loss.
 
     The teacher runs over the training rows once. Its outputs are kept on disk and memory-mapped, so that no epoch runs
-    it again.
+    it again. Only the logits of a language model, one number a token and word, are too many to keep: there the teacher
+    runs beside the model, on each batch.
 
     Args:
         teacher: folder or hub id; by default the base as it was handed in. It reads the same tokens.
@@ -47,7 +49,8 @@ class Distill(Technique):
         hidden_layers: "uniform" matches student layer i with teacher layer i L_teacher / L_student; "last" the last
             ones only; "nearest" matches four teacher layers, evenly spread, with the student layers that are nearest to
             them at the moment, in order: for students that lose layers, or parts of them, while they train.
-        relation_heads: number of parts the states are split into; by default the teacher's number of attention heads.
+        relation_heads: number of parts the states are split into; by default the teacher's number of attention heads,
+            or of key and value heads where those are fewer.
         relation_layer: teacher layer of the relations, from 1; by default its last.
 
     Raises:
@@ -90,12 +93,13 @@ class Distill(Technique):
         depths = anatomy_of(model).num_layers, anatomy_of(teacher).num_layers
         pairs = self.layer_pairs(*depths) if self.hidden else []
         layer = (self.relation_layer or anatomy_of(teacher).num_layers) if self.relations else 0
-        names = [LOGITS] + [hidden_name(theirs) for _, theirs in pairs]
+        live = teacher if anatomy_of(model).language_head is not None and self.logits else None
+        names = ([] if live else [LOGITS]) + [hidden_name(theirs) for _, theirs in pairs]
         names += [relation_name(role, layer) for role in ROLES] if layer else []
         rows = context.for_base(context.train)
         outputs = teacher_outputs(teacher, rows, names, context.cache, progress=context.progress)
-        heads = self.relation_heads or anatomy_of(teacher).layers[-1].heads
-        return Distillation(self, model, outputs, pairs, layer, heads)
+        heads = self.relation_heads or anatomy_of(teacher).layers[-1].key_value_heads
+        return Distillation(self, model, outputs, pairs, layer, heads, live)
 
     def layer_pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
         """Return the matched (student layer, teacher layer), counted from 1; "nearest" starts from these.
@@ -148,8 +152,10 @@ class Distillation(Companion):
         pairs: list[tuple[int, int]],
         relation_layer: int,
         relation_heads: int,
+        live: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.live = () if live is None else (live,)  # no submodule: it is neither trained nor kept in checkpoints
         self.distill, self.outputs, self.pairs = distill, outputs, pairs
         self.relation_layer, self.relation_heads = relation_layer, relation_heads
         self.seen: dict[str, Tensor] = {}
@@ -168,7 +174,8 @@ class Distillation(Companion):
         watched = {hidden_name(ours): anatomy.layers[ours - 1].module for ours in self.candidates}
         if relation_layer:
             watched |= {role: anatomy.layers[-1].part(role) for role in ROLES}
-            self._check_relations(rows_of(anatomy.layers[-1].part("query")))
+            for role in ROLES:
+                self._check_relations(role, rows_of(anatomy.layers[-1].part(role)))
         self._handles = [module.register_forward_hook(self._watch(name)) for name, module in watched.items()]
 
     def _watch(self, name: str) -> Any:
@@ -178,8 +185,8 @@ class Distillation(Companion):
 
         return hook
 
-    def _check_relations(self, width: int) -> None:
-        theirs = self.outputs.width(relation_name(ROLES[0], self.relation_layer))
+    def _check_relations(self, role: str, width: int) -> None:
+        theirs = self.outputs.width(relation_name(role, self.relation_layer))
         if width % self.relation_heads or theirs % self.relation_heads:
             raise NiwakiError(
                 f"relation_heads is {self.relation_heads}",
@@ -194,11 +201,10 @@ class Distillation(Companion):
     def loss(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weighted losses of what is matched."""
         rows, mask_BT = batch["rows"], batch["attention_mask"].bool()
-        device = mask_BT.device
         losses: dict[str, Tensor] = {}
         if self.distill.logits:
-            teacher_BC = self.outputs.logits(rows).to(device)
-            losses["logits"] = self.distill.logits * soft_targets(output.logits, teacher_BC, self.distill.temperature)
+            student, teacher = self._logits(output.logits, batch)
+            losses["logits"] = self.distill.logits * soft_targets(student, teacher, self.distill.temperature)
         if self.pairs:
             losses["hidden"] = self.distill.hidden * torch.stack(self._hidden(rows, mask_BT)).mean()
         if self.relation_layer:
@@ -222,6 +228,15 @@ class Distillation(Companion):
             for projection, (ours, _), teacher_PD in zip(self.projections, self.pairs, teachers, strict=True)
         ]
 
+    def _logits(self, logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the student's and the teacher's logits: (B, C), or (P, V) of the tokens that are not padding."""
+        if not self.live:
+            return logits, self.outputs.logits(batch["rows"]).to(logits.device)
+        teacher, mask_BT = self.live[0].to(logits.device), batch["attention_mask"].bool()
+        with torch.no_grad():
+            theirs_BTV = teacher(**inputs_of(dict(batch))).logits
+        return logits[mask_BT], theirs_BTV[mask_BT]
+
     def _relations(self, rows: Tensor, mask_BT: Tensor) -> Tensor:
         parts = []
         for role in ROLES:
@@ -235,6 +250,8 @@ class Distillation(Companion):
         """Stop watching; the projections go with the companion."""
         for handle in self._handles:
             handle.remove()
+        for teacher in self.live:
+            teacher.cpu()
         return model
 
 

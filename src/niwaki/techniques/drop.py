@@ -115,10 +115,16 @@ class Drop(Technique):
     def _most_missed(self, model: nn.Module, context: Context, keep: int) -> list[int]:
         """Return the layers that are left when the one missed least has gone, again and again."""
         rows = context.data.selection(context.seed)[1].sample(self.examples, context.seed)
-        labels = torch.from_numpy(rows.labels)
+        if rows.labels is None:
+            raise NiwakiError(
+                f"leave-one-out on {context.task.kind}",
+                expected="a task that tells classes",
+                fix="by: influence, or by: angular",
+            )
+        labels, ids = torch.from_numpy(rows.labels), rows.labels
 
         def judge(logits_NC: np.ndarray) -> tuple[float, float]:
-            quality = score(context.task.metric, logits_NC.argmax(-1), rows.labels, logits_NC.shape[-1])
+            quality = score(context.task.metric, logits_NC.argmax(-1), ids, logits_NC.shape[-1])
             return quality, -float(context.task.loss(torch.from_numpy(logits_NC), labels))
 
         def told(layers: list[int], worth: list[tuple[float, ...]]) -> None:

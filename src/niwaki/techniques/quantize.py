@@ -27,7 +27,8 @@ class Quantize(Technique):
         bits: bits of a weight; 8.
         activations: "dynamic", "static" or "none". Dynamic needs no calibration and loses least; static saves the pass
             that finds the range.
-        embeddings: also store the embedding tables as integers; they are half of a small model's bytes.
+        embeddings: also store the embedding tables as integers, and a language head tied to one; they are half of a
+            small model's bytes.
         skip: dotted names, or patterns with * and ?, of modules that stay as they are.
         examples: training rows for static ranges; padding is never counted. 128 to 1024.
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
@@ -76,11 +77,14 @@ class Quantize(Technique):
     def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
         """Return the dotted names of the linears and of the embedding tables to pack.
 
-        The classification head stays as it is: it has few weights, and every error in it is an error in the answer.
+        The head stays as it is: every error in it is an error in the answer. But a language head that is tied to the
+        word table is packed with it: one table of integers serves both.
         """
         modules = dict(model.named_modules())
         self._check_skip(list(modules))
-        head = anatomy_of(model).head
+        tied = anatomy_of(model).tied_names
+        with_table = tied is not None and self.embeddings and not any(self._skipped(name) for name in tied)
+        head = None if with_table else anatomy_of(model).head
         full = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight.numel()}
         linears = [n for n, m in full.items() if m is not head and not self._skipped(n)]
         tables = [n for n, m in modules.items() if isinstance(m, nn.Embedding) and not self._skipped(n)]

@@ -89,7 +89,7 @@ class Units(Companion):
         self.learnt = nn.ParameterDict()
         self.handles: list[Any] = []
         for kind in shares:
-            counts = [layer.heads if kind == "heads" else layer.neurons for layer in layers]
+            counts = [layer.units(kind) for layer in layers]
             self.learnt[kind] = nn.ParameterList([torch.zeros(count, device=device) for count in counts])
             for layer, count in zip(layers, counts, strict=True):
                 self.register_buffer(f"{kind}_{layer.index}", torch.ones(count, dtype=torch.bool, device=device))
@@ -97,7 +97,7 @@ class Units(Companion):
 
     def _stand(self, layer: Layer, kind: str) -> Any:
         """Stand in front of the linear that reads the units of one kind."""
-        width = layer.head_size if kind == "heads" else 1
+        width = layer.unit_width(kind)
 
         def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             gate_U = through(self.get_buffer(f"{kind}_{layer.index}"), self.learnt[kind][layer.index])

@@ -73,7 +73,7 @@ def rebuild(model: nn.Module, batches: Iterable[dict[str, Tensor]], choose: Choo
         for kind, narrow in (("heads", narrow_heads), ("neurons", narrow_neurons)):
             moments = _moments(layer, replace(layer, module=original) if cut else layer, kind, rows)
             kept = choose(layer, kind, moments)
-            width, count = (layer.head_size, layer.heads) if kind == "heads" else (1, layer.neurons)
+            width, count = layer.unit_width(kind), layer.units(kind)
             cut = cut or len(kept) < count
             if not cut:
                 continue

@@ -34,7 +34,7 @@ def curves(
         _, errors = order_of(layer, kind, moments, fisher[kind][layer.index])
         tokens = max(1.0, float(moments.gram[-1, -1]))
         found[kind].append([0.5 * error / tokens for error in errors])
-        return list(range(layer.heads if kind == "heads" else layer.neurons))
+        return list(range(layer.units(kind)))
 
     rebuild(model, batches, look)
     return found
@@ -47,7 +47,7 @@ def order_of(
     reader = layer.part(READERS[kind][0])
     weight_OI = reader.weight
     assert isinstance(weight_OI, Tensor)
-    units = layer.heads if kind == "heads" else layer.neurons
+    units = layer.units(kind)
     fisher_DD = fisher_DD.double()
     floor = DAMPING * float(fisher_DD.diagonal().mean()) + 1e-30
     root_DD = torch.linalg.cholesky(fisher_DD + floor * torch.eye(len(fisher_DD), dtype=torch.float64))

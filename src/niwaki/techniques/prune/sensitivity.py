@@ -99,7 +99,7 @@ def output_fisher(model: nn.Module, context: Context, examples: int) -> dict[str
 
 def units(layers: list[Layer], kind: str) -> list[int]:
     """Return how many units of a kind each layer has."""
-    return [layer.heads if kind == "heads" else layer.neurons for layer in layers]
+    return [layer.units(kind) for layer in layers]
 
 
 def _backward(model: nn.Module, context: Context, examples: int) -> Iterator[None]:

@@ -88,15 +88,14 @@ def magnitude(layer: Layer, kind: str) -> Tensor:
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural Networks, for single weights.
     """
     weight = cast(Tensor, layer.part("output" if kind == "heads" else "down").weight).detach()
-    width = layer.head_size if kind == "heads" else 1
-    return weight.float().square().sum(dim=0).unflatten(0, (-1, width)).sum(dim=1).sqrt()
+    return weight.float().square().sum(dim=0).unflatten(0, (-1, layer.unit_width(kind))).sum(dim=1).sqrt()
 
 
 def random(model: nn.Module, kind: str, seed: int) -> list[Tensor]:
     """Return importances that mean nothing: the control."""
     generator = torch.Generator().manual_seed(seed)
     layers = anatomy_of(model).layers
-    return [torch.rand(layer.heads if kind == "heads" else layer.neurons, generator=generator) for layer in layers]
+    return [torch.rand(layer.units(kind), generator=generator) for layer in layers]
 
 
 def chosen(
@@ -113,10 +112,10 @@ def narrow(model: nn.Module, kept: Mapping[str, list[list[int]]], multiple_of: i
     """Cut the matrices down to the units that stay."""
     changed = False
     for layer in anatomy_of(model).layers:
-        heads = kept["heads"][layer.index] if "heads" in kept else range(layer.heads)
+        groups = kept["heads"][layer.index] if "heads" in kept else range(layer.key_value_heads)
         neurons = kept["neurons"][layer.index] if "neurons" in kept else range(layer.neurons)
-        if len(heads) < layer.heads:
-            narrow_heads(model, layer=layer.index, heads=list(heads))
+        if len(groups) < layer.key_value_heads:
+            narrow_heads(model, layer=layer.index, heads=layer.heads_of(list(groups)))
             changed = True
         if len(neurons) < layer.neurons:
             narrow_neurons(model, layer=layer.index, neurons=list(neurons))
