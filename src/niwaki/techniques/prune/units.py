@@ -89,7 +89,7 @@ def magnitude(layer: Layer, kind: str) -> Tensor:
     """
     weight = cast(Tensor, layer.part("output" if kind == "heads" else "down").weight).detach()
     width = layer.head_size if kind == "heads" else 1
-    return weight.float().square().sum(dim=0).unflatten(0, (-1, width)).sum(dim=1).sqrt()
+    return cast(Tensor, weight.float().square().sum(dim=0).unflatten(0, (-1, width)).sum(dim=1).sqrt())
 
 
 def random(model: nn.Module, kind: str, seed: int) -> list[Tensor]:
