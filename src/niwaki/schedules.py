@@ -40,7 +40,7 @@ def in_stages(progress: float, begin: float, end: float, stages: int) -> float:
 def ramp(progress: float, begin: float, end: float) -> float:
     """Rise in a line from 0 at `begin` to 1 at `end`.
 
-    >>> [ramp(p, 0.2, 0.6) for p in (0.0, 0.2, 0.4, 0.6, 1.0)]
+    >>> [ramp(p, 0.25, 0.75) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
     [0.0, 0.0, 0.5, 1.0, 1.0]
     """
     return min(1.0, max(0.0, (progress - begin) / (end - begin)))

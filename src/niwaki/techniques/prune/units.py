@@ -88,7 +88,8 @@ def magnitude(layer: Layer, kind: str) -> Tensor:
     Source: Han et al. 2015, Learning both Weights and Connections for Efficient Neural Networks, for single weights.
     """
     weight = cast(Tensor, layer.part("output" if kind == "heads" else "down").weight).detach()
-    return weight.float().square().sum(dim=0).unflatten(0, (-1, layer.unit_width(kind))).sum(dim=1).sqrt()
+    squares = weight.float().square().sum(dim=0).unflatten(0, (-1, layer.unit_width(kind)))
+    return cast(Tensor, squares.sum(dim=1).sqrt())
 
 
 def random(model: nn.Module, kind: str, seed: int) -> list[Tensor]:
