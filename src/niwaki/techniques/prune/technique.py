@@ -93,13 +93,20 @@ class Prune(Technique):
     (dL/dg_u)^2; "magnitude" the norm of the unit's weights; "activation" the norm of what it puts out; "random" is the
     control.
 
+    "mask-search" and "second-order" need no training. The first plans by the Fisher information F of the gates and
+    swaps units until 1/2 (1 - m)^T F (1 - m) falls no more. The second removes units one by one, each time the one with
+    least tr(W_S (P_SS)^-1 W_S^T M): P the inverse Hessian of the inputs, M the Fisher information of the outputs. Then
+    the linears that read what stays are fitted to the whole model's outputs, layer by layer, by least squares. How much
+    of each layer stays is the plan of least error within the budget.
+
     Args:
         keep_heads: share of attention heads that stays, in (0, 1].
         keep_neurons: share of feed-forward neurons that stays, in (0, 1].
         keep_hidden: share of hidden channels (the width between the layers) that stays, in (0, 1].
         keep_weights: share of the single weights of the layers' matrices that stays, in (0, 1]; they are stored sparse.
         pattern: "N:M" keeps N of every M weights in a row, as "2:4".
-        keep: what stays of a cost of the whole model: {latency: 0.5}, {macs: 0.5} or {parameters: 0.4}.
+        keep: what stays of a cost of the whole model: {latency: 0.5}, {macs: 0.5} or {parameters: 0.4};
+            {latency: [0.75, 0.5]} makes a run for each.
         by: how the importance is measured, and with it the method; see the card.
         even: the same share in every layer; else the model's most important units stay, wherever they are.
         multiple_of: neurons and channels of a layer are rounded to a multiple; int8 kernels want 32 or 64.
@@ -114,7 +121,9 @@ class Prune(Technique):
     References:
         Michel, Levy and Neubig 2019, Are Sixteen Heads Really Better than One?, equation 2 (importance of heads).
         Molchanov et al. 2017, Pruning Convolutional Neural Networks for Resource Efficient Inference, equation 7 (first
-        order). Zhu and Gupta 2017, To Prune, or Not to Prune, equation 1 (cubic schedule).
+        order). Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4 (mask-search).
+        Kurtic, Frantar and Alistarh 2023, ZipLM, section 3 (second-order). Zhu and Gupta 2017, To Prune, or Not to
+        Prune, equation 1 (cubic schedule).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads
