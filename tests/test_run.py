@@ -53,6 +53,35 @@ def log_of(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+def test_a_family(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    """A list of targets makes a run each, from one calibration; steps before it are carried out once."""
+    base = saved_base("bert", layers=3)
+    keep = {"latency": [0.9, 0.7], "runtime": "torch", "length": 12}
+    prune = Prune(by="second-order", keep=keep, multiple_of=16, examples=32)  # type: ignore[arg-type]
+    recipe = Recipe([Drop(keep_layers=2, by="uniform"), prune])
+    assert Recipe.parse(recipe.dump()) == recipe
+    out = tmp_path / "small"
+    run = compress(base, recipe, toy_task, out, measure=False, progress=False, export=())
+    assert [member.name for member in run.members] == ["latency-0.9", "latency-0.7"]
+    assert run.recipe == recipe
+    for share, member in zip((0.9, 0.7), run.members, strict=True):
+        (only,) = member.members
+        assert only == member and member.recipe == recipe.family()[member.name]
+        step = member.recipe.steps[1]
+        assert isinstance(step, Prune) and step.keep is not None and step.keep.latency == share
+        assert weights_hash(member.load()) == weights_hash(load(member.folder))
+    first, second = (log_of(member.folder) for member in run.members)
+    assert "00-drop was done before" in str(second) and "00-drop was done before" not in str(first)
+    calibrations = [event["file"] for log in (first, second) for event in log if event["event"] == "calibration"]
+    assert len(calibrations) == 2 and len(set(calibrations)) == 1
+    with pytest.raises(NiwakiError, match="family of 2 runs"):
+        run.load()
+    again = compress(base, recipe, toy_task, out, measure=False, progress=False, export=())
+    assert "01-prune was done before" in str(log_of(again.members[1].folder))
+    with pytest.raises(NiwakiError, match="holds other files"):
+        compress(base, Recipe([Quantize()]), toy_task, out, measure=False, progress=False)
+
+
 def test_the_whole_job(family: str, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     base = saved_base(family, layers=3)
     before = weights_hash(load(base))

@@ -64,6 +64,13 @@ class Run:
 
     def load(self) -> nn.Module:
         """Load the compressed model."""
+        if self.members != [self]:
+            names = [member.name for member in self.members]
+            raise NiwakiError(
+                f"{self.folder} is a family of {len(names)} runs",
+                expected="one of its members",
+                fix=f"niwaki.load({str(self.folder / names[0])!r})",
+            )
         return load(self.folder)
 
     def __fspath__(self) -> str:

@@ -162,6 +162,7 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
     model.config.hidden_size = len(channels)  # type: ignore[union-attr]
     if tables and hasattr(model.config, "embedding_size"):
         model.config.embedding_size = len(channels)
+    tie_head(model)
 
 
 @edit

@@ -21,7 +21,7 @@ from niwaki.anatomy import Layer, anatomy_of
 from niwaki.checkpoint import write_text
 from niwaki.export.onnx_file import write_onnx
 from niwaki.export.openvino_file import write_openvino
-from niwaki.export.prepare import LeanLayer, is_known
+from niwaki.export.prepare import LeanLayer
 from niwaki.measure.conditions import machine, versions
 from niwaki.measure.timing import Clocked, time_in_turns
 from niwaki.runtime import default_threads, installed, open_artifact
@@ -49,8 +49,8 @@ def latency_costs(
     feed-forward costs at n neurons is the time they add to it. The last layer of an exported model, which computes the
     first token alone, has a table of its own.
     """
-    if runtime not in installed() or not is_known(model):
-        context.log({"event": "note", "note": f"{runtime} cannot time this model here: the table is PyTorch's"})
+    if runtime not in installed():
+        context.log({"event": "note", "note": f"{runtime} is not installed: the latency table is PyTorch's"})
         runtime, bits = "torch", 32
     layers = anatomy_of(model).layers
     special = runtime != "torch"

@@ -12,7 +12,7 @@ from torch import Tensor
 def curves(fisher: Mapping[str, list[Tensor]]) -> dict[str, list[list[float]]]:
     """Return what the loss grows by when the least important 0, 1, 2, ... units of each block go: half the sum of F_uu.
 
-    Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, equation 8.
+    Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4.1.
 
     >>> curves({"heads": [torch.diag(torch.tensor([4.0, 2.0]))]})
     {'heads': [[0.0, 1.0, 3.0]]}

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.checkpoint import weights_hash
+from niwaki.errors import NiwakiError
+from niwaki.export.prepare import is_known
 from niwaki.technique import Context
 from niwaki.techniques.prune import latency, mask_search, second_order
 from niwaki.techniques.prune.plan import KINDS, Costs, Sizes, by_cost, by_share, candidates, macs
 from niwaki.techniques.prune.readout import Moments
-from niwaki.techniques.prune.rebuild import rebuild
+from niwaki.techniques.prune.rebuild import FAMILIES, rebuild
 from niwaki.techniques.prune.sensitivity import BATCH, frozen, gate_fisher, output_fisher, units
 
 Curves = Mapping[str, list[list[float]]]
@@ -67,6 +69,21 @@ class PostTraining:
 
     def check(self, model: nn.Module) -> None:
         """Refuse what no calibration could make possible; what a latency table decides is refused when it is there."""
+        family = anatomy_of(model).family.name
+        if family not in FAMILIES:
+            raise NiwakiError(
+                f"by {self.by} does not know {family}",
+                expected=f"one of {', '.join(FAMILIES)}, whose norms follow the sum",
+                fix="by: first-order",
+                place="prune",
+            )
+        if self.cost is not None and self.cost.what == "latency" and not is_known(model):
+            raise NiwakiError(
+                f"no latency table can be made for {type(model).__name__}",
+                expected="a text classifier",
+                fix="keep: {macs: 0.5}, by: mask-search",
+                place="prune",
+            )
         sizes = candidates(anatomy_of(model).layers, self.multiple_of)
         if self.cost is None:
             for kind, share in self.shares.items():

@@ -20,6 +20,8 @@ from niwaki.techniques.prune.readout import Moments
 
 #: The linear that reads the units of each kind, and the norm that follows it.
 READERS = {"heads": ("output", "attention_norm"), "neurons": ("down", "output_norm")}
+#: Families whose norms follow the sum of a block's output and the residual stream.
+FAMILIES = ("bert", "distilbert", "electra", "roberta")
 #: Share of the mean diagonal of the moments that holds a readout where it was.
 RIDGE = 1e-3
 #: Which units of a kind stay in a layer, told from what the layer's inputs are by now.

@@ -33,7 +33,7 @@ def without(weight_OI: Tensor, inverse_II: Tensor, gone: Tensor, stay: Tensor) -
     Returns:
         Weights and inverse of the inputs that stay.
 
-    Source: Kurtic, Frantar and Alistarh 2023, ZipLM, equations 2 and 3 and algorithm 1.
+    Source: Kurtic, Frantar and Alistarh 2023, ZipLM, section 3.
     """
     left_SI = inverse_II[gone]
     gain_SI = torch.linalg.solve(left_SI[:, gone], left_SI[:, stay])

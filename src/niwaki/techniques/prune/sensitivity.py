@@ -24,7 +24,7 @@ def gate_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, 
     F = sum over examples of (dL/dg) (dL/dg)^T, each example with its own gradient; 1/2 (1 - m)^T F (1 - m) estimates
     what a mask m costs.
 
-    Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, equations 5 to 7.
+    Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4.
     """
     layers = anatomy_of(model).layers
     fisher = {kind: [torch.zeros(count, count) for count in units(layers, kind)] for kind in READERS}

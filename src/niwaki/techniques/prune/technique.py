@@ -106,13 +106,20 @@ class Prune(Technique):
     the row make up for it; "movement" (in training) the highest scores S, learnt by dL/dS = dL/d(W M) W. Wanda and
     SparseGPT cut each matrix by the same share. Movement also scores heads and neurons.
 
+    "mask-search" and "second-order" need no training. The first plans by the Fisher information F of the gates and
+    swaps units until 1/2 (1 - m)^T F (1 - m) falls no more. The second removes units one by one, each time the one with
+    least tr(W_S (P_SS)^-1 W_S^T M): P the inverse Hessian of the inputs, M the Fisher information of the outputs. Then
+    the linears that read what stays are fitted to the whole model's outputs, layer by layer, by least squares. How much
+    of each layer stays is the plan of least error within the budget.
+
     Args:
         keep_heads: share of attention heads that stays, in (0, 1].
         keep_neurons: share of feed-forward neurons that stays, in (0, 1].
         keep_hidden: share of hidden channels (the width between the layers) that stays, in (0, 1].
         keep_weights: share of the single weights of the layers' matrices that stays, in (0, 1]; they are stored sparse.
         pattern: "N:M" keeps N of every M weights in a row, as "2:4".
-        keep: what stays of a cost of the whole model: {latency: 0.5}, {macs: 0.5} or {parameters: 0.4}.
+        keep: what stays of a cost of the whole model: {latency: 0.5}, {macs: 0.5} or {parameters: 0.4};
+            {latency: [0.75, 0.5]} makes a run for each.
         by: how the importance is measured, and with it the method; see the card.
         even: the same share in every layer; else the model's most important units stay, wherever they are.
         multiple_of: neurons of a layer, and hidden channels, are rounded to a multiple; int8 kernels want 32 or 64.
@@ -135,6 +142,8 @@ class Prune(Technique):
         Networks (magnitude). Sun et al. 2023, A Simple and Effective Pruning Approach for Large Language Models,
         equation 1 (Wanda). Frantar and Alistarh 2023, SparseGPT, algorithm 1. Sanh, Wolf and Rush 2020, Movement
         Pruning, section 4. Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3 (movement of units).
+        Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4 (mask-search). Kurtic, Frantar and Alistarh 2023,
+        ZipLM, section 3 (second-order).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads
