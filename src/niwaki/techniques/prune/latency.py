@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def _measured(
             _clock(model, shape, bits, place, Path(folder) / f"{index}.onnx", runtime, threads)
             for index, shape in enumerate(stacks)
         ]
-        seconds_SRI = time_in_turns(clocks, [[batch] * REPEATS] * ROUNDS, seed=0, warm=WARM)
+        seconds_SRI = time_in_turns(clocks, [[[batch] * REPEATS] * ROUNDS] * len(clocks), seed=0, warm=WARM)
     seconds_S = np.median(np.median(seconds_SRI, axis=2), axis=1)
     layer_seconds = dict(zip(different, ((seconds_S[1:] - seconds_S[0]) / COPIES).clip(min=1e-9), strict=True))
 
@@ -131,7 +131,7 @@ class Stack(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the first token's vectors (B, D)."""
-        hidden_BTD = self.words(input_ids)
+        hidden_BTD: Tensor = self.words(input_ids)
         mask_B11T = attention_mask.to(torch.bool)[:, None, None, :]
         if self.place == "last":
             total = hidden_BTD[:, :1]
@@ -153,12 +153,13 @@ def _stack(model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: 
     with torch.random.fork_rng():
         built = type(model)(config).eval()
     anatomy = anatomy_of(built)
-    for layer in anatomy.layers if shape else ():
+    for layer in anatomy.layers if shape is not None else ():
+        assert shape is not None
         narrow_heads(built, layer=layer.index, heads=list(range(shape["heads"])))
         narrow_neurons(built, layer=layer.index, neurons=list(range(shape["neurons"])))
     for name in anatomy.linear_names() if bits == 8 else ():
         quantize_linear(built, module=name, bits=8, activations="dynamic")
-    words = nn.Embedding(WORDS, anatomy.layers[0].part("query").in_features)
+    words = nn.Embedding(WORDS, cast(int, anatomy.layers[0].part("query").in_features))
     return Stack(words, anatomy.layers if shape else [], place).eval().requires_grad_(False)
 
 

@@ -142,8 +142,8 @@ class Prune(Technique):
         Networks (magnitude). Sun et al. 2023, A Simple and Effective Pruning Approach for Large Language Models,
         equation 1 (Wanda). Frantar and Alistarh 2023, SparseGPT, algorithm 1. Sanh, Wolf and Rush 2020, Movement
         Pruning, section 4. Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3 (movement of units).
-        Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4 (mask-search). Kurtic, Frantar and Alistarh 2023,
-        ZipLM, section 3 (second-order).
+        Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4 (mask-search). Kurtic,
+        Frantar and Alistarh 2023, ZipLM, section 3 (second-order).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads
