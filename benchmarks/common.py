@@ -9,16 +9,30 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+#: How MiniLM is fine-tuned on SST-2.
+FINE_TUNING: dict[str, Any] = {"epochs": 3}
 
 
 def data_folder() -> Path:
     return Path(os.environ.get("NIWAKI_DATA", ROOT.parent / "shared" / "data"))
 
 
+def models_folder() -> Path:
+    return Path(os.environ.get("NIWAKI_MODELS", ROOT.parent / "shared" / "models"))
+
+
 def runs_folder(case: str) -> Path:
     folder = Path(os.environ.get("NIWAKI_RUNS", ROOT / "runs" / "bench")) / case
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def fine_tuned(task: Any) -> Path:
+    """Fine-tune MiniLM on SST-2, once for all cases; return its folder."""
+    from niwaki.demo import find_base
+    from niwaki.finetune import finetune
+
+    return finetune(find_base(), task, runs_folder("sst2-minilm") / "base", **FINE_TUNING).folder
 
 
 def shown(path: Path) -> str:

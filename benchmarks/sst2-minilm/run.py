@@ -20,13 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import peers
-from common import data_folder, runs_folder, shown, write_result
+from common import data_folder, fine_tuned, runs_folder, shown, write_result
 
 from niwaki.anatomy import label_names, longest_input
 from niwaki.artifacts import artifact_of
 from niwaki.checkpoint import load, load_tokenizer
-from niwaki.demo import find_base
-from niwaki.finetune import finetune
 from niwaki.measure import Measurement, Subject, count_macs_per_token, count_parameters, measure_subjects
 from niwaki.run import compress
 from niwaki.runtime import default_threads
@@ -41,7 +39,7 @@ PEER_MAY_LOSE = 1.0
 def main() -> None:
     folder = runs_folder(CASE)
     task = Task("text-classification", data=str(data_folder() / "sst2"))
-    base = finetune(find_base(), task, folder / "base", epochs=3).folder
+    base = fine_tuned(task)
     small = compress(base, "encoder-cpu", task, folder / "small", export=EXPORTS).folder
     rows = measured(base, small, task, folder / "peers")
     figures, records = summarize(rows, minutes(small))

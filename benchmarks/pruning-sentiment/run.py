@@ -1,0 +1,244 @@
+"""Pruning in sentiment analysis: every granularity and method on the fine-tuned MiniLM and SST-2, by the clock.
+
+    make bench CASE=pruning-sentiment                       everything; many hours on two cores
+    python benchmarks/pruning-sentiment/run.py post trim    these stages alone
+
+Each stage keeps its figures and records beside its runs; `result.json` holds those of all stages that are done. Runs
+resume, so an interrupted stage goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from common import data_folder, fine_tuned, models_folder, runs_folder, write_result
+
+from niwaki.artifacts import export
+from niwaki.checkpoint import WEIGHTS, load
+from niwaki.comparison import compare
+from niwaki.measure import Measurement
+from niwaki.measure.timing import time_in_turns
+from niwaki.recipe import Recipe
+from niwaki.run import Run, compress
+from niwaki.runtime import default_threads, open_worker
+from niwaki.task import Task
+from niwaki.techniques.distill import Distill
+from niwaki.techniques.prune import Prune
+from niwaki.techniques.trim import Trim
+from niwaki.train import Train
+
+CASE = "pruning-sentiment"
+SEEDS = (0, 1, 2)
+LENGTH, ROUNDS, REPEATS = 128, 12, 8
+SHARES = (0.75, 0.5, 0.25)
+ONE_SHOT = ("random", "magnitude", "first-order", "mask-search", "second-order")
+DISTILL = Distill(temperature=2, logits=1, hidden=1)
+NEAREST = Distill(temperature=2, logits=1, hidden=1, hidden_layers="nearest")
+
+Stage = Callable[[Path, Task], tuple[dict[str, Any], list[Any]]]
+
+
+def main(names: list[str]) -> None:
+    folder = runs_folder(CASE)
+    for name in names or list(STAGES):
+        task = stories() if name == "stories" else sentiment()
+        base = models_folder() / "stories260k" if name == "stories" else fine_tuned(task)
+        figures, records = STAGES[name](base, task)
+        (folder / f"{name}.json").write_text(json.dumps({"figures": figures, "records": records}), encoding="utf-8")
+    done = [
+        json.loads(path.read_text("utf-8")) for path in (folder / f"{name}.json" for name in STAGES) if path.is_file()
+    ]
+    figures = {name: value for stage in done for name, value in stage["figures"].items()}
+    write_result(CASE, figures, [record for stage in done for record in stage["records"]], {"seeds": list(SEEDS)})
+
+
+def sentiment() -> Task:
+    return Task("text-classification", data=str(data_folder() / "sst2"))
+
+
+def stories() -> Task:
+    return Task("language-modelling", data=str(data_folder() / "tinystories"))
+
+
+def post(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Half of heads and neurons gone without training; the better of the two methods is reported under the bar."""
+    runs = {by: run(base, task, f"{by}-0.5", [half(by)]) for by in ("mask-search", "second-order")}
+    rows = measured(base, runs.values(), task)
+    drops = {by: drop(rows[one.name]) for by, one in runs.items()}
+    best = min(drops, key=lambda by: drops[by])
+    figures = {
+        "posttraining_half_drop": drops[best],
+        "posttraining_half_speedup": speedup(base, runs[best]),
+        "posttraining_half_by": best,
+        **{f"posttraining_half_minutes_{by}": minutes(one) for by, one in runs.items()},
+    }
+    return figures, records_of(rows)
+
+
+def family(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """A family of latencies from one calibration: what was asked for, and what the clock says."""
+    step = Prune(by="second-order", keep={"latency": SHARES, "length": LENGTH}, examples=2048)
+    whole = compress(base, Recipe([step]), task, runs_folder(CASE) / "latency", measure=False, progress=False)
+    rows = measured(base, whole.members, task)
+    figures: dict[str, Any] = {}
+    for share, member in zip(SHARES, whole.members, strict=True):
+        figures[f"latency_{share:g}_reached"] = 1 / speedup(base, member)
+        figures[f"latency_{share:g}_drop"] = drop(rows[member.name])
+    return {**figures, "latency_minutes": sum(map(minutes, whole.members))}, records_of(rows)
+
+
+def curves(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Quality against what is kept, of heads and neurons at once without training."""
+    runs = [run(base, task, f"{by}-{share:g}", [half(by, share)]) for by in ONE_SHOT for share in SHARES]
+    return {}, records_of(measured(base, runs, task))
+
+
+def retrained(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """The same at half, one epoch of distillation after the cut; and the same epochs with the cut inside."""
+    after = Train(epochs=1, learning_rate=1e-4, batch_size=64, together=(DISTILL,))
+    runs = [run(base, task, f"{by}-0.5-retrained", [half(by), after]) for by in ONE_SHOT]
+    for by in ("movement", "first-order"):
+        inside = Prune(by=by, keep_heads=0.5, keep_neurons=0.5, end=0.6)
+        step = after.model_copy(update={"together": (DISTILL, inside), "epochs": 2.0})
+        runs.append(run(base, task, f"{by}-0.5-inside", [step]))
+    return {}, records_of(measured(base, runs, task))
+
+
+def learnt(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Hard-concrete gates with distillation: 60% and 90% of the layers' parameters gone, three seeds."""
+    figures: dict[str, Any] = {}
+    records: list[Any] = []
+    for gone, keep, epochs in ((60, 0.4, 4), (90, 0.1, 6)):
+        prune = Prune(by="hard-concrete", keep={"parameters": keep}, end=0.6)
+        step = Train(epochs=epochs, learning_rate=1.5e-4, batch_size=64, together=(NEAREST, prune))
+        rows, runs = seeded(base, task, f"learnt-{gone}", step)
+        figures[f"learnt_{gone}_drop"] = float(np.mean([drop(rows[one.name]) for one in runs]))
+        records += records_of(rows)
+        if gone == 90:
+            figures["learnt_90_speedup"] = float(np.mean([speedup(base, one) for one in runs]))
+    return figures, records
+
+
+def sparse(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Half and nine tenths of the layers' weights gone in training with distillation, three seeds."""
+    figures: dict[str, Any] = {}
+    records: list[Any] = []
+    for gone, keep, by, epochs in ((50, 0.5, "magnitude", 2), (90, 0.1, "movement", 6)):
+        prune = Prune(by=by, keep_weights=keep, end=0.6)
+        step = Train(epochs=epochs, learning_rate=1e-4, batch_size=64, together=(DISTILL, prune))
+        rows, runs = seeded(base, task, f"sparse-{gone}", step)
+        figures[f"sparse_{gone}_drop"] = float(np.mean([drop(rows[one.name]) for one in runs]))
+        figures[f"sparse_{gone}_bytes_ratio"] = float(np.mean([matrices_ratio(one) for one in runs]))
+        records += records_of(rows)
+    return figures, records
+
+
+def trim(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """The vocabulary of the training texts alone."""
+    one = run(base, task, "trim", [Trim()])
+    rows = measured(base, [one], task)
+    kept = load(one.folder).config.vocab_size / load(base).config.vocab_size
+    return {"trim_embedding_kept": kept, "trim_drop": drop(rows[one.name])}, records_of(rows)
+
+
+def of_stories(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Half the weights of a decoder gone at once: nats per token above the whole model's."""
+    runs = {
+        by: run(base, task, f"stories-{by}", [Prune(keep_weights=0.5, even=True, by=by, examples=512)])
+        for by in ("magnitude", "wanda", "sparsegpt")
+    }
+    rows = measured(base, runs.values(), task, runtime="torch")
+    return {f"nats_{by}": rows[one.name].quality.value for by, one in runs.items()} | {
+        "nats_base": next(iter(rows.values())).quality.value
+    }, records_of(rows)
+
+
+STAGES: dict[str, Stage] = {
+    "trim": trim,
+    "stories": of_stories,
+    "post": post,
+    "family": family,
+    "curves": curves,
+    "retrained": retrained,
+    "sparse": sparse,
+    "learnt": learnt,
+}
+
+
+def half(by: str, share: float = 0.5) -> Prune:
+    return Prune(by=by, keep_heads=share, keep_neurons=share, examples=2048)
+
+
+def run(base: Path, task: Task, name: str, steps: list[Any], seed: int = 0) -> Run:
+    return compress(base, Recipe(steps), task, runs_folder(CASE) / name, seed=seed, measure=False, progress=False)
+
+
+def seeded(base: Path, task: Task, name: str, step: Train) -> tuple[dict[str, Measurement], list[Run]]:
+    """Carry out a training with each seed and measure all of them."""
+    runs = [run(base, task, f"{name}-{seed}", [step], seed) for seed in SEEDS]
+    return measured(base, runs, task), runs
+
+
+def measured(base: Path, runs: Iterable[Run], task: Task, runtime: str = "onnxruntime") -> dict[str, Measurement]:
+    """Measure base and runs in one session; return the rows by name, the base's first."""
+    rows = compare(base, *(one.folder for one in runs), task=task, runtimes=[runtime], progress=False).rows
+    return {row.name: row for row in rows}
+
+
+def records_of(rows: dict[str, Measurement]) -> list[Any]:
+    return [row.model_dump(mode="json") for row in rows.values()]
+
+
+def drop(row: Measurement) -> float:
+    """Return the points that the run loses."""
+    assert row.quality is not None
+    return -row.quality.difference
+
+
+def speedup(base: Path, small: Run) -> float:
+    """Return how many times faster the run is in ONNX Runtime on inputs of 128 tokens, batch 1, interleaved."""
+    whole = runs_folder(CASE) / "base.onnx"
+    paths = [whole if whole.is_file() else export(base, "onnx", whole, task=sentiment())]
+    paths.append(small.folder / "artifacts" / "model.onnx")
+    batch = {
+        "input_ids": np.random.default_rng(0).integers(1000, 2000, (1, LENGTH)),
+        "attention_mask": np.ones((1, LENGTH), np.int64),
+    }
+    workers = [open_worker(path, "onnxruntime", threads=default_threads()) for path in paths]
+    try:
+        seconds_SRI = time_in_turns(workers, [[[batch] * REPEATS] * ROUNDS] * 2, seed=0)
+    finally:
+        for worker in workers:
+            worker.close()
+    base_R, small_R = np.median(seconds_SRI, axis=2)
+    return float(np.median(base_R / small_R))
+
+
+def minutes(one: Run) -> float:
+    """Return the time of all steps of a run, from its log."""
+    events = [json.loads(line) for line in (one.folder / "log.jsonl").read_text("utf-8").splitlines()]
+    return sum(event["seconds"] for event in events if event["event"] == "step-end") / 60
+
+
+def matrices_ratio(one: Run) -> float:
+    """Return dense bytes over stored bytes of the matrices that were pruned."""
+    from safetensors import safe_open
+
+    edits = [json.loads(line) for line in (one.folder / "journal.jsonl").read_text("utf-8").splitlines()]
+    names = [f"{edit['module']}.weight" for edit in edits if edit["edit"] == "sparsify_linear"]
+    whole = load(one.folder).state_dict()
+    dense = sum(whole[name].nbytes for name in names)
+    with safe_open(one.folder / WEIGHTS, framework="pt") as file:
+        parts = {part for name in names for part in (name, f"{name}.bitmap")} & set(file.keys())
+        return dense / sum(file.get_tensor(part).nbytes for part in parts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
