@@ -51,8 +51,9 @@ class Trim(Technique):
     Composes with: everything, as a step before quantize. A teacher keeps its vocabulary and is given the ids it knows.
 
     References:
-        Abdaoui, Pradel and Sigel 2020, Load What You Need: Smaller Versions of Multilingual BERT, section 3.
-        Yang, Cui and Chen 2022, TextPruner: A Model Pruning Toolkit for Pre-Trained Language Models (of vocabularies).
+        Abdaoui, Pradel and Sigel 2020, Load What You Need: Smaller Versions of Multilingual BERT.
+        Yang, Cui and Chen 2022, TextPruner: A Model Pruning Toolkit for Pre-Trained Language Models (vocabulary
+        pruning).
 
     Example:
         >>> Trim(min_count=2).keep_tokens
