@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class Distill(Technique):
         rows = context.for_base(context.train)
         outputs = teacher_outputs(teacher, rows, names, context.cache, progress=context.progress)
         heads = self.relation_heads or anatomy_of(teacher).layers[-1].key_value_heads
-        return Distillation(self, model, outputs, pairs, layer, heads, live)
+        return Distillation(self, model, outputs, pairs, layer, heads, live, context.base_ids)
 
     def layer_pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
         """Return the matched (student layer, teacher layer), counted from 1; "nearest" starts from these.
@@ -153,8 +154,10 @@ class Distillation(Companion):
         relation_layer: int,
         relation_heads: int,
         live: nn.Module | None = None,
+        base_ids: np.ndarray | None = None,
     ) -> None:
         super().__init__()
+        self.base_ids = None if base_ids is None else torch.from_numpy(base_ids)
         self.live = () if live is None else (live,)  # no submodule: it is neither trained nor kept in checkpoints
         self.distill, self.outputs, self.pairs = distill, outputs, pairs
         self.relation_layer, self.relation_heads = relation_layer, relation_heads
@@ -233,9 +236,13 @@ class Distillation(Companion):
         if not self.live:
             return logits, self.outputs.logits(batch["rows"]).to(logits.device)
         teacher, mask_BT = self.live[0].to(logits.device), batch["attention_mask"].bool()
+        inputs, ids_V = inputs_of(dict(batch)), self.base_ids
+        if ids_V is not None:  # a step trimmed the student's vocabulary; the teacher knows the tokens by other ids
+            ids_V = ids_V.to(logits.device)
+            inputs["input_ids"] = ids_V[inputs["input_ids"]]
         with torch.no_grad():
-            theirs_BTV = teacher(**inputs_of(dict(batch))).logits
-        return logits[mask_BT], theirs_BTV[mask_BT]
+            theirs_PV = teacher(**inputs).logits[mask_BT]
+        return logits[mask_BT], theirs_PV if ids_V is None else theirs_PV[:, ids_V]
 
     def _relations(self, rows: Tensor, mask_BT: Tensor) -> Tensor:
         parts = []
