@@ -50,7 +50,8 @@ def increases(weight_OI: Tensor, inverse_II: Tensor, width: int) -> Tensor:
         return weight_OI.square().sum(dim=0) / inverse_II.diagonal()
     blocks_UWW = inverse_II.unflatten(0, (-1, width)).unflatten(2, (-1, width)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
     weight_UWO = weight_OI.unflatten(1, (-1, width)).permute(1, 2, 0)
-    return (weight_UWO * torch.linalg.solve(blocks_UWW, weight_UWO)).sum(dim=(1, 2))
+    moved_UWO: Tensor = torch.linalg.solve(blocks_UWW, weight_UWO)
+    return (weight_UWO * moved_UWO).sum(dim=(1, 2))
 
 
 def removal_order(
