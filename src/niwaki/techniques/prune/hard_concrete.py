@@ -76,13 +76,13 @@ class Learnt(Companion):
         self.hidden = HardConcrete(width, device)
         self.attentions = HardConcrete(len(layers), device)
         self.feed_forwards = HardConcrete(len(layers), device)
-        self.heads = nn.ModuleList([HardConcrete(layer.heads, device) for layer in layers])
+        self.heads = nn.ModuleList([HardConcrete(layer.units("heads"), device) for layer in layers])
         self.neurons = nn.ModuleList([HardConcrete(layer.neurons, device) for layer in layers])
         self.register_buffer("multipliers", torch.tensor([0.0, STIFFNESS], device=device))
         self.register_buffer("is_frozen", torch.tensor(False, device=device))
         self.register_buffer("hidden_mask", torch.ones(width, device=device))
         for index, layer in enumerate(layers):
-            self.register_buffer(f"heads_mask_{index}", torch.ones(layer.heads, device=device))
+            self.register_buffer(f"heads_mask_{index}", torch.ones(layer.units("heads"), device=device))
             self.register_buffer(f"neurons_mask_{index}", torch.ones(layer.neurons, device=device))
         self.first_share = float(self.expected_share().detach())
         self.progress, self.frozen = 0.0, False
@@ -201,10 +201,10 @@ class Learnt(Companion):
         for handle in self._handles:
             handle.remove()
         for layer in anatomy_of(model).layers:
-            heads = self.get_buffer(f"heads_mask_{layer.index}").nonzero().flatten().tolist()
+            groups = self.get_buffer(f"heads_mask_{layer.index}").nonzero().flatten().tolist()
             neurons = self.get_buffer(f"neurons_mask_{layer.index}").nonzero().flatten().tolist()
-            if len(heads) < layer.heads:
-                narrow_heads(model, layer=layer.index, heads=heads)
+            if len(groups) < layer.units("heads"):
+                narrow_heads(model, layer=layer.index, heads=layer.heads_of(groups))
             if len(neurons) < layer.neurons:
                 narrow_neurons(model, layer=layer.index, neurons=neurons)
         channels = self.hidden_mask.nonzero().flatten().tolist()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from niwaki.anatomy import Layer, anatomy_of
+from niwaki.anatomy import Layer, anatomy_of, rows_of
 from niwaki.checkpoint import write_text
 from niwaki.export.onnx_file import write_onnx
 from niwaki.export.openvino_file import write_openvino
@@ -137,11 +137,11 @@ class Stack(nn.Module):
             total = hidden_BTD[:, :1]
             for layer in self.layers:
                 total = total + layer(hidden_BTD, mask_B11T)
-            return total[:, 0]
+            return cast(Tensor, total[:, 0])
         mask_B1TT = mask_B11T.expand(-1, -1, input_ids.shape[1], -1)
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, mask_B1TT)
-        return hidden_BTD[:, 0]
+        return cast(Tensor, hidden_BTD[:, 0])
 
 
 def _stack(model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: str) -> Stack:
@@ -152,14 +152,14 @@ def _stack(model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: 
     config.vocab_size = WORDS
     with torch.random.fork_rng():
         built = type(model)(config).eval()
+        words = nn.Embedding(WORDS, rows_of(anatomy_of(built).layers[0].part("output")))
     anatomy = anatomy_of(built)
-    for layer in anatomy.layers if shape is not None else ():
-        assert shape is not None
-        narrow_heads(built, layer=layer.index, heads=list(range(shape["heads"])))
-        narrow_neurons(built, layer=layer.index, neurons=list(range(shape["neurons"])))
+    for layer in anatomy.layers:
+        if shape is not None:
+            narrow_heads(built, layer=layer.index, heads=list(range(shape["heads"])))
+            narrow_neurons(built, layer=layer.index, neurons=list(range(shape["neurons"])))
     for name in anatomy.linear_names() if bits == 8 else ():
         quantize_linear(built, module=name, bits=8, activations="dynamic")
-    words = nn.Embedding(WORDS, cast(int, anatomy.layers[0].part("query").in_features))
     return Stack(words, anatomy.layers if shape else [], place).eval().requires_grad_(False)
 
 
@@ -250,7 +250,7 @@ def _conditions(
         "length": length,
         "place": place,
         "family": layer.family.name,
-        "hidden": layer.part("query").in_features,
+        "hidden": rows_of(layer.part("output")),
         "head_size": layer.head_size,
         "sizes": dict(wanted),
     }

@@ -23,7 +23,7 @@ READERS = {"heads": ("output", "attention_norm"), "neurons": ("down", "output_no
 #: Families whose norms follow the sum of a block's output and the residual stream.
 FAMILIES = ("bert", "distilbert", "electra", "roberta")
 #: Share of the mean diagonal of the moments that holds a readout where it was.
-RIDGE = 1e-3
+RIDGE = 1e-4
 #: Which units of a kind stay in a layer, told from what the layer's inputs are by now.
 Choose = Callable[[Layer, str, Moments], list[int]]
 

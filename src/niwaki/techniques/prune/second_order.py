@@ -14,8 +14,10 @@ from niwaki.techniques.prune.readout import Moments
 from niwaki.techniques.prune.rebuild import READERS, rebuild
 from niwaki.techniques.prune.removal import removal_order
 
-#: Share of the mean diagonal added to the inputs' Hessian, and to the Fisher information of the outputs.
-DAMPING = 0.01
+#: Share of the mean diagonal added to the inputs' Hessian. More, and units that do the same no longer stand out.
+DAMPING = 1e-4
+#: Share of the mean diagonal added to the Fisher information of the outputs, which fewer rows decide.
+FISHER_DAMPING = 0.01
 #: How many groups the units of a block go in; within a group they are chosen one by one.
 GROUPS = 192
 
@@ -49,7 +51,7 @@ def order_of(
     assert isinstance(weight_OI, Tensor)
     units = layer.units(kind)
     fisher_DD = fisher_DD.double()
-    floor = DAMPING * float(fisher_DD.diagonal().mean()) + 1e-30
+    floor = FISHER_DAMPING * float(fisher_DD.diagonal().mean()) + 1e-30
     root_DD = torch.linalg.cholesky(fisher_DD + floor * torch.eye(len(fisher_DD), dtype=torch.float64))
     priced_OI = root_DD.T @ weight_OI.detach().double()
     return removal_order(

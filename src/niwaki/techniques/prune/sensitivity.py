@@ -15,7 +15,8 @@ from niwaki.calibrate import inputs_of
 from niwaki.technique import Context
 from niwaki.techniques.prune.rebuild import READERS
 
-BATCH = 32
+#: Rows in a batch: a backward pass holds the activations of all layers.
+BATCH = 16
 
 
 def gate_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, list[Tensor]]:

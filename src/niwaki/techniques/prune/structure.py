@@ -170,7 +170,7 @@ def _blocks(chances: Chances, kind: str, size: int) -> Iterator[_Block]:
 def _costs(layer: Layer) -> Costs:
     unit, bias = {}, {}
     per_channel = 0
-    for kind, number in (("heads", layer.heads), ("neurons", layer.neurons)):
+    for kind, number in (("heads", layer.units("heads")), ("neurons", layer.neurons)):
         readers = [layer.part(role) for role in READERS[kind] if getattr(layer.family, role, "")]
         writer = layer.part(WRITERS[kind])
         rows = sum(rows_of(reader) for reader in readers)

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
 from niwaki.technique import Companion, Context, Grain, Technique
@@ -219,14 +218,6 @@ class Prune(Technique):
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what this model cannot give."""
-        anatomy = anatomy_of(model)
-        if anatomy.family.gate and (self.by in METHODS or self.by == "hard-concrete"):
-            raise NiwakiError(
-                f"prune by {self.by} of a {anatomy.family.name}",
-                expected="an encoder: for decoders these are not built",
-                fix="by: first-order",
-                place=self.name,
-            )
         if "weights" in self.cut:
             weights.check(model, self.rule)
         if self.learnt_share < 1.0:
