@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,11 +137,11 @@ class Stack(nn.Module):
             total = hidden_BTD[:, :1]
             for layer in self.layers:
                 total = total + layer(hidden_BTD, mask_B11T)
-            return cast(Tensor, total[:, 0])
+            return total[:, 0]
         mask_B1TT = mask_B11T.expand(-1, -1, input_ids.shape[1], -1)
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, mask_B1TT)
-        return cast(Tensor, hidden_BTD[:, 0])
+        return hidden_BTD[:, 0]
 
 
 def _stack(model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: str) -> Stack:
