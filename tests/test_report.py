@@ -21,7 +21,7 @@ from niwaki.report import card, picture, report
 from niwaki.report.card import markdown
 from niwaki.report.curves import trainings
 from niwaki.report.folders import read_runs
-from niwaki.report.headline import headline, significant
+from niwaki.report.headline import Headline, headline, loss_of, significant
 from niwaki.report.journal import plain_words
 from niwaki.report.log import durations, kept_records
 from niwaki.report.shares import shares_of
@@ -553,3 +553,27 @@ def test_columns_name_the_first_runtime_and_explain_themselves(tmp_path: Path):
     runs = read_runs([write_run(tmp_path / "small")])
     assert "vs PyTorch" in [title for title, _ in heads(runs)]
     assert all(told for _, told in heads(runs))
+
+
+def test_less_surprise_is_better() -> None:
+    """Of a language model a rise is the loss, in nats with four decimals, and never in points."""
+    worse = {"metric": "nats", "higher_is_better": False, "value": 1.45, "difference": 0.0977, "p_value": 0.0002}
+    worse |= {"interval": [0.09, 0.1054], "count": 200, "split": "validation"}
+    assert loss_of(worse, 0.0977) == 0.0977 and loss_of({"metric": "accuracy"}, -1.0) == 1.0
+
+    def told(quality: dict[str, Any]) -> Headline:
+        rows = [
+            {"name": "base", "runtime": "torch", "size_bytes": 1000},
+            {"name": "small", "runtime": "torch", "size_bytes": 500, "quality": quality},
+        ]
+        return headline(rows, "base", rows[1:])
+
+    found = told(worse)
+    assert "Surprise rises by 0.0977 nats, 1.3523 to 1.4500" in found.sentence
+    assert "permutation p < 0.001" in found.sentence and "points" not in found.sentence
+    assert found.verdict == "smaller, at a cost in nats" and found.good is None
+    assert "better nats" in told(worse | {"difference": -0.0977, "interval": [-0.1, -0.09]}).verdict
+    even = told(worse | {"difference": 0.001, "interval": [-0.002, 0.004], "p_value": 0.5})
+    assert "at most 0.0040 nats lost (95%)" in even.verdict and even.good is True
+    open_still = told(worse | {"difference": 0.001, "interval": [-0.002, 0.04], "p_value": 0.5})
+    assert open_still.good is None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from niwaki.anatomy import anatomy_of
+from niwaki.anatomy import FAMILIES, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export.audit import audit, weights_in_onnx, weights_in_openvino
 from niwaki.export.onnx_file import write_onnx
@@ -59,7 +59,7 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
     if not examples:
         raise NiwakiError("there are no examples", expected="real inputs, to check the artifact on", place=str(path))
     _require(runtime)
-    if anatomy_of(model).language_head is not None:
+    if _writes_text(model):
         raise NiwakiError(
             f"a language model ({type(model).__name__}) cannot be exported yet",
             expected="a classifier",
@@ -76,6 +76,12 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
             write(prepared, _sample(names), draft)
         audit(model, read(draft), place=str(path))
         return compare(model, prepared, draft, runtime, batches, place=str(path))
+
+
+def _writes_text(model: nn.Module) -> bool:
+    """Say whether a model of a known family is a language model; others are exported as they stand."""
+    known = getattr(getattr(model, "config", None), "model_type", None) in FAMILIES
+    return known and anatomy_of(model).language_head is not None
 
 
 def _require(runtime: str) -> None:

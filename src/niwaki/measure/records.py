@@ -48,6 +48,7 @@ class Quality(_Record):
         changed: share of examples whose prediction differs from the base's, 0 to 1; None of a language model.
         count: number of examples, or of texts.
         split: the split's name.
+        higher_is_better: of the metric; of the surprise of a language model less is better.
         value_interval: of the value itself, 95%, bootstrap over texts, of a language model.
     """
 
@@ -59,6 +60,7 @@ class Quality(_Record):
     changed: float | None
     count: int
     split: str
+    higher_is_better: bool = True
     value_interval: tuple[float, float] | None = None
 
 

@@ -39,6 +39,7 @@ def paired_surprise(base_N2: Floats, this_N2: Floats, metric: str, *, resamples:
     value = summarize(this_N2)
     return {
         "metric": metric,
+        "higher_is_better": False,
         "value": value,
         "value_interval": _middle(np.concatenate(values_R)),
         "difference": value - summarize(base_N2),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from niwaki.report import units
 from niwaki.report.folders import Row, RunFolder, number, section
-from niwaki.task.metrics import higher_is_better
 
 CLOSE = 1.05
 """Two sizes or times whose ratio is below this are called alike."""
@@ -100,7 +99,7 @@ def interval_of(quality: Row) -> tuple[float, float] | None:
 
 def loss_of(quality: Row, difference: float) -> float:
     """Return a difference so that more of it is worse: of a metric that is better when higher, its negative."""
-    return -difference if higher_is_better(str(quality.get("metric"))) else difference
+    return -difference if quality.get("higher_is_better", True) else difference
 
 
 def _largest_loss(quality: Row) -> float | None:
@@ -204,7 +203,7 @@ def _evidence(quality: Row) -> str:
         parts.append(f"95% interval of the difference {low} to {high}")
     if p_value is not None:
         sign = "" if p_value < 0.001 else "= "
-        test = "McNemar" if higher_is_better(str(name)) else "permutation"
+        test = "McNemar" if quality.get("higher_is_better", True) else "permutation"
         parts.append(f"{test} p {sign}{units.probability(p_value)}".replace("p <", "p < "))
     count = number(quality, "count")
     if count:
