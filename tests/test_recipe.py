@@ -130,6 +130,8 @@ def bounded(kind: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
         return st.integers(0 if low is None else int(low), 64 if high is None else int(high))
     if kind is float:
         return st.floats(0 if low is None else low, 1e6 if high is None else high)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return parameters_of(kind).map(lambda values: kind(**values))
     return st.from_type(kind)
 
 
@@ -287,7 +289,7 @@ def test_a_message_reads_like_this():
     assert refusal("steps:\n- train:\n    together:\n    - distill\n    - prune: {sparsity: 0.3}") == (
         'small.yaml, steps[0].together[1]: prune has no parameter "sparsity"\n'
         f"  expected: it has {', '.join(Prune.model_fields)}; numbers say what stays\n"
-        "  write: keep_heads: 0.7, or keep_neurons: 0.7"
+        "  write: keep_heads: 0.7, or keep_neurons: 0.7, or keep_hidden: 0.7, or keep_weights: 0.7"
     )
 
 

@@ -14,7 +14,7 @@ def curves(fisher: Mapping[str, list[Tensor]]) -> dict[str, list[list[float]]]:
 
     Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4.1.
 
-    >>> curves({"heads": [torch.diag(torch.tensor([4.0, 2.0]))]})
+    >>> curves({"heads": [Tensor([[4, 0], [0, 2]])]})
     {'heads': [[0.0, 1.0, 3.0]]}
     """
     return {
@@ -30,7 +30,7 @@ def rearranged(fisher_UU: Tensor, stay: int) -> list[int]:
 
     Source: Kwon et al. 2022, section 4.2 (mask rearrangement).
 
-    >>> rearranged(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.1, 0.0], [0.0, 0.0, 1.2]]), stay=1)
+    >>> rearranged(Tensor([[1.0, 1.0, 0.0], [1.0, 1.1, 0.0], [0.0, 0.0, 1.2]]), stay=1)
     [1]
     """
     fisher_UU = fisher_UU.double()

@@ -34,7 +34,7 @@ def best_sizes(
 
     Source: the dynamic program of Frantar and Alistarh 2022, SPDY: Accurate Pruning with Speedup Guarantees, section 3.
 
-    >>> best_sizes([[9, 1, 0], [5, 4, 0]], [[1, 2, 3], [1, 2, 3]], budget=4)
+    >>> best_sizes([[9, 1, 0], [5, 3, 0]], [[1, 2, 3], [1, 2, 3]], budget=4)
     [1, 1]
     """
     least = sum(min(cost) for cost in costs)
