@@ -253,8 +253,12 @@ def test_latency_plan_follows_the_table(
     assert sizes["neurons"] == [64, 64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [32, 8])
-def test_latency_table_is_measured_once(bits: int, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+def test_latency_table_is_measured_once(
+    bits: int, saved_base: Bases, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "COPIES", 1)  # exports of one layer, not of three
     context = make_context(saved_base("bert"), toy_task, tmp_path)
     sizes = {"heads": [[1, 4]] * 2, "neurons": [[16, 64]] * 2}
     before = torch.random.get_rng_state()

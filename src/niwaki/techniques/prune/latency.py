@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import json
 import tempfile
@@ -84,6 +85,9 @@ def timed(
     key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:20]
     file = context.cache / "latency" / f"{key}.json"
     if not file.is_file():
+        busy = machine()["load_average"] or 0.0
+        if busy > default_threads():
+            context.log({"event": "note", "note": f"the machine is busy (load {busy}): the latency table may be off"})
         table = _measured(model, wanted, length, runtime, bits, place, threads)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps({"conditions": conditions, "seconds": table}, indent=2) + "\n")
@@ -96,28 +100,27 @@ def _measured(
     model: nn.Module, wanted: Mapping[str, list[int]], length: int, runtime: str, bits: int, place: str, threads: int
 ) -> Table:
     """Time stacks of layers of every size, in turns; only one is in memory at a time."""
-    most = {kind: wanted[kind][-1] for kind in KINDS}
-    shapes = {(kind, size): {**most, kind: size} for kind in KINDS for size in wanted[kind]}
-    different = list(dict.fromkeys(tuple(shape.values()) for shape in shapes.values()))
+    fewest, most = wanted["neurons"][0], wanted["heads"][-1]
+    shapes = [(size, fewest) for size in wanted["heads"]] + [(most, size) for size in wanted["neurons"]]
+    shapes = list(dict.fromkeys(shapes))
     batch = {"input_ids": np.ones((1, length), np.int64), "attention_mask": np.ones((1, length), np.int64)}
     with tempfile.TemporaryDirectory() as folder:
-        stacks = [None, *(dict(zip(KINDS, shape, strict=True)) for shape in different)]
         clocks = [
             _clock(model, shape, bits, place, Path(folder) / f"{index}.onnx", runtime, threads)
-            for index, shape in enumerate(stacks)
+            for index, shape in enumerate([None, *shapes])
         ]
-        seconds_SRI = time_in_turns(clocks, [[[batch] * REPEATS] * ROUNDS] * len(clocks), seed=0, warm=WARM)
-    seconds_S = np.median(np.median(seconds_SRI, axis=2), axis=1)
-    layer_seconds = dict(zip(different, ((seconds_S[1:] - seconds_S[0]) / COPIES).clip(min=1e-9), strict=True))
-
-    def of(kind: str) -> np.ndarray:
-        return _isotonic(np.array([layer_seconds[tuple(shapes[kind, size].values())] for size in wanted[kind]]))
-
-    heads, neurons = of("heads"), of("neurons")
-    attention = (heads - (neurons[-1] - neurons[0])).clip(min=1e-9)
+        gc.freeze()  # each block of timings collects garbage first, and a process with models in it holds much
+        try:
+            seconds_SRI = time_in_turns(clocks, [[[batch] * REPEATS] * ROUNDS] * len(clocks), seed=0, warm=WARM)
+        finally:
+            gc.unfreeze()
+    seconds_S = seconds_SRI.min(axis=(1, 2))  # whatever else runs on the machine only adds
+    layer_seconds = dict(zip(shapes, ((seconds_S[1:] - seconds_S[0]) / COPIES).clip(min=1e-9), strict=True))
+    heads = _isotonic(np.array([layer_seconds[size, fewest] for size in wanted["heads"]]))
+    neurons = _isotonic(np.array([layer_seconds[most, size] for size in wanted["neurons"]]))
     return {
         kind: dict(zip(wanted[kind], map(float, values), strict=True))
-        for kind, values in (("heads", attention), ("neurons", neurons - neurons[0]))
+        for kind, values in (("heads", heads), ("neurons", neurons - neurons[0]))
     }
 
 
@@ -144,8 +147,8 @@ class Stack(nn.Module):
         return hidden_BTD[:, 0]
 
 
-def _stack(model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: str) -> Stack:
-    """Build layers of a size, with random weights; without a size, what stands around them."""
+def _stack(model: nn.Module, shape: tuple[int, int] | None, bits: int, place: str) -> Stack:
+    """Build layers of so many heads and neurons, with random weights; without these, what stands around them."""
     config: Any = copy.deepcopy(model.config)
     family = anatomy_of(model).family
     setattr(config, family.config_layers, COPIES)
@@ -156,15 +159,15 @@ def _stack(model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: 
     anatomy = anatomy_of(built)
     for layer in anatomy.layers:
         if shape is not None:
-            narrow_heads(built, layer=layer.index, heads=list(range(shape["heads"])))
-            narrow_neurons(built, layer=layer.index, neurons=list(range(shape["neurons"])))
+            narrow_heads(built, layer=layer.index, heads=list(range(shape[0])))
+            narrow_neurons(built, layer=layer.index, neurons=list(range(shape[1])))
     for name in anatomy.linear_names() if bits == 8 else ():
         quantize_linear(built, module=name, bits=8, activations="dynamic")
     return Stack(words, anatomy.layers if shape else [], place).eval().requires_grad_(False)
 
 
 def _clock(
-    model: nn.Module, shape: Mapping[str, int] | None, bits: int, place: str, file: Path, runtime: str, threads: int
+    model: nn.Module, shape: tuple[int, int] | None, bits: int, place: str, file: Path, runtime: str, threads: int
 ) -> Clocked:
     """Return what times a stack of this shape."""
     stack = _stack(model, shape, bits, place)
