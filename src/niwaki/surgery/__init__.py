@@ -1,0 +1,44 @@
+"""The edits that change a model for good, and the journal that writes them down.
+
+Techniques decide; surgery does; the journal remembers. Every edit is one function that changes the model in place,
+appends one JSON record to the model's journal, and works on empty (meta) tensors too: `niwaki.checkpoint` loads a model
+by replaying its journal on a base without weights.
+
+journal.py     the journal, what makes a function an edit, and doing edits again
+layers.py      keep_layers
+units.py       narrow_heads, narrow_neurons, narrow_hidden
+vocabulary.py  narrow_vocabulary
+packing.py     quantize_linear, quantize_embedding, sparsify_linear
+ties.py        a language head that is the word table
+cutting.py     what the edits cut with
+"""
+
+from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
+from niwaki.surgery.layers import keep_layers
+from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
+from niwaki.surgery.ties import tie_head, tied_names
+from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons
+from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
+
+__all__ = [
+    "EDITS",
+    "Record",
+    "edit",
+    "fixed_tokens",
+    "is_plain",
+    "is_sparse",
+    "journal_of",
+    "keep_layers",
+    "narrow_heads",
+    "narrow_hidden",
+    "narrow_neurons",
+    "narrow_vocabulary",
+    "quantize_embedding",
+    "quantize_linear",
+    "replay",
+    "sparsify_linear",
+    "tie_head",
+    "tied_names",
+    "vocabulary_of",
+    "word_table",
+]

@@ -1,0 +1,150 @@
+"""The edits of units: attention heads, feed-forward neurons and hidden channels."""
+
+# D hidden, H heads, N neurons
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from niwaki.anatomy import Layer, anatomy_of
+from niwaki.errors import NiwakiError
+from niwaki.layers.empty import EmptyAttention
+from niwaki.residual import residual_of
+from niwaki.surgery.cutting import as_linear, as_table, check_indices, layer_at, linear_of, narrow, narrow_linear, put
+from niwaki.surgery.journal import edit
+from niwaki.surgery.ties import tie_head
+
+
+@edit
+def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
+    """Keep these attention heads of one layer: rows of query, key and value, and columns of the output projection.
+
+    Where several heads share one key and value head, they stay or go together: what is left is as regular as it was.
+    With none left the layer attends no more: what stays of the attention is its output bias, without any product.
+
+    Args:
+        model: any model of a known family.
+        layer: index of the layer, from 0.
+        heads: indices of (query) heads, ascending, from 0; whole groups of those that share keys and values.
+    """
+    part = layer_at(model, layer)
+    check_indices(heads, part.heads, f"heads of layer {layer}", least=0)
+    linears = {role: linear_of(part, role) for role in ("query", "key", "value", "output")}
+    rows = _rows_of_units(heads, part.head_size)
+    shared_rows = _rows_of_units(_whole_groups(heads, part.group_size, f"heads of layer {layer}"), part.head_size)
+    for role, index, dim in (
+        ("query", rows, 0),
+        ("key", shared_rows, 0),
+        ("value", shared_rows, 0),
+        ("output", rows, 1),
+    ):
+        narrow_linear(linears[role], index, dim=dim)
+    if part.family.heads:
+        setattr(part.attention, part.family.heads, len(heads))
+    if part.family.all_head_size:
+        setattr(part.attention, part.family.all_head_size, len(rows))
+    if not heads:
+        put(model, part.name_of("attention"), _empty_attention(part))
+    else:
+        _note_even_heads(model)
+
+
+@edit
+def narrow_neurons(model: nn.Module, *, layer: int, neurons: list[int]) -> None:
+    """Keep these feed-forward neurons of one layer: rows of the up (and gate) projection, columns of the down one.
+
+    With none left, what stays of the feed-forward is the bias of the down projection.
+    """
+    part = layer_at(model, layer)
+    check_indices(neurons, part.neurons, f"neurons of layer {layer}", least=0)
+    index = torch.tensor(neurons, dtype=torch.int64)
+    for role in ("up", "gate") if part.family.gate else ("up",):
+        narrow_linear(linear_of(part, role), index, dim=0)
+    narrow_linear(linear_of(part, "down"), index, dim=1)
+    _note_even_neurons(model)
+
+
+@edit
+def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
+    """Keep these hidden channels: the residual width, in embeddings, norms, every layer and the head's first linear.
+
+    Norms then take mean and variance over the channels that are left. Heads and neurons stay as wide as they are, and
+    so does what the pooling linear puts out.
+
+    Args:
+        model: any model of a known family.
+        channels: indices, ascending, from 0.
+    """
+    residual = residual_of(model)
+    check_indices(channels, residual.width, "channels")
+    linears = {name: as_linear(model.get_submodule(name), name) for name in (*residual.writers, *residual.readers)}
+    tables = {name: as_table(model.get_submodule(name), name) for name in residual.tables}
+    index = torch.tensor(channels)
+    for table in tables.values():
+        narrow(table, "weight", index, dim=1)
+        table.embedding_dim = len(channels)
+    for name in residual.norms:
+        norm = model.get_submodule(name)
+        for parameter in ("weight", "bias"):
+            narrow(norm, parameter, index, dim=0)
+        if hasattr(norm, "normalized_shape"):
+            norm.normalized_shape = (len(channels),)  # type: ignore[assignment]
+    for name in residual.writers:
+        narrow_linear(linears[name], index, dim=0)
+    for name in residual.readers:
+        narrow_linear(linears[name], index, dim=1)
+    model.config.hidden_size = len(channels)  # type: ignore[union-attr]
+    if tables and hasattr(model.config, "embedding_size"):
+        model.config.embedding_size = len(channels)
+    tie_head(model)
+
+
+def _empty_attention(layer: Layer) -> EmptyAttention:
+    """Return what stands in for a layer's attention once it has no heads."""
+    family = layer.family
+    inside = family.output.startswith(f"{family.attention}.")
+    output = family.output.removeprefix(f"{family.attention}.") if inside else ""
+    return EmptyAttention(layer.attention, output, family.heads, family.head_size)
+
+
+def _whole_groups(heads: Sequence[int], size: int, what: str) -> list[int]:
+    """Return the groups that these heads are, or refuse a part of one."""
+    groups = sorted({head // size for head in heads})
+    whole = [head for group in groups for head in range(group * size, (group + 1) * size)]
+    if whole != list(heads):
+        raise NiwakiError(
+            f"{what} are {list(heads)}, parts of groups",
+            expected=f"whole groups of {size} heads, which share their keys and values: 0..{size - 1}, "
+            f"{size}..{2 * size - 1}, ...",
+            fix=f"heads={whole}",
+        )
+    return groups
+
+
+def _rows_of_units(units: Sequence[int], size: int) -> torch.Tensor:
+    """Return the rows of units that are `size` rows each."""
+    return torch.tensor([unit * size + row for unit in units for row in range(size)], dtype=torch.int64)
+
+
+def _note_even_heads(model: nn.Module) -> None:
+    """Write the number of heads into the config when all layers agree and Transformers accepts such a config."""
+    anatomy = anatomy_of(model)
+    family, config = anatomy.family, model.config
+    counts = {(layer.heads, layer.key_value_heads) for layer in anatomy.layers}
+    heads, key_value_heads = next(iter(counts))
+    if not family.config_heads or len(counts) > 1 or int(config.hidden_size) % heads:  # type: ignore[union-attr,arg-type]
+        return
+    setattr(config, family.head_size, anatomy.layers[0].head_size)
+    setattr(config, family.config_heads, heads)
+    setattr(config, family.config_key_value_heads, key_value_heads)
+
+
+def _note_even_neurons(model: nn.Module) -> None:
+    """Write the feed-forward width into the config when all layers agree, so that plain Transformers can build it."""
+    anatomy = anatomy_of(model)
+    widths = {layer.neurons for layer in anatomy.layers}
+    if len(widths) == 1 and widths != {0}:
+        setattr(model.config, anatomy.family.config_neurons, widths.pop())
