@@ -121,7 +121,7 @@ def ablate(
     text: options.Text = None,
     text_pair: options.TextPair = None,
     label: options.Label = None,
-    metric: options.Metric = "accuracy",
+    metric: options.Metric = None,
     max_length: options.MaxLength = None,
     examples: Annotated[int, typer.Option("--examples", help="Rows to look at.")] = 512,
     heads: Annotated[bool, typer.Option(help="Also remove each single head; takes most of the time.")] = True,
