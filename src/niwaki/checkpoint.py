@@ -45,6 +45,15 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file aside and rename it."""
+    from safetensors.torch import save_file
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    save_file(tensors, aside, metadata=metadata)
+    aside.replace(path)
+
+
 def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: bool = False) -> Path:
     """Write a model into `folder`, beside whatever else is there.
 
@@ -57,8 +66,6 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
         tokenizer: written beside the model.
         dense: write zeros too, also of weights that `surgery.sparsify_linear` says are stored sparse.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).unlink(missing_ok=True)
@@ -77,9 +84,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
         (folder / JOURNAL).unlink(missing_ok=True)  # nothing was edited: a plain Transformers folder
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    aside = folder / f".{WEIGHTS}.writing"
-    save_file(tensors, aside, metadata={"format": "pt", **metadata})
-    aside.replace(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **metadata})
     return folder
 
 

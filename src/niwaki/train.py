@@ -21,7 +21,7 @@ from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
 
 from niwaki.calibrate import predict
-from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, written_aside
+from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, write_tensors, written_aside
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
 from niwaki.runtime import OUTCOMES
@@ -324,12 +324,8 @@ class _Fit:
         ready = all(companion.ready(self.progress) for companion in self.companions)
         rank = quality if higher_is_better(metric) else -quality
         if ready and rank >= self.place.best and self.accelerator.is_main_process:
-            from safetensors.torch import save_file
-
             self.place.best = rank
-            aside = self.best_file.with_suffix(".writing")
-            save_file(tensors_of(self.model), aside)
-            aside.replace(self.best_file)
+            write_tensors(self.best_file, tensors_of(self.model))
             self.checkpoint()  # place and best weights belong together
 
     def take_best(self) -> None:
