@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -143,6 +143,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+#: The kinds of units that a layer has.
+UNITS = ("heads", "neurons")
+
+
 @dataclass(frozen=True)
 class Layer:
     """Give the parts of one layer by their role, whatever the family calls them."""
@@ -190,8 +194,12 @@ class Layer:
         """Return how many units of a kind can go one by one: "heads" (groups that share keys and values), "neurons"."""
         return self.key_value_heads if kind == "heads" else self.neurons
 
+    def reader(self, kind: str) -> nn.Linear:
+        """Return what reads the units of a kind: the output ("heads") or the down projection ("neurons")."""
+        return cast(nn.Linear, self.part("output" if kind == "heads" else "down"))
+
     def unit_width(self, kind: str) -> int:
-        """Return how many inputs of the output ("heads") or the down projection ("neurons") belong to one unit."""
+        """Return how many inputs of their reader belong to one unit of a kind."""
         return self.group_size * self.head_size if kind == "heads" else 1
 
     @property

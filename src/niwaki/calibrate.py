@@ -34,6 +34,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode with no gradients by its weights."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(was_training)
+
+
 def length_sorted(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Return the indices of all rows in batches of like length, the short ones first.
 

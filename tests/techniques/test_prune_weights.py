@@ -407,15 +407,15 @@ def test_a_unit_is_scored_by_its_block(context: Context) -> None:
     model = fresh(context)
     companion = Prune(keep_heads=0.5, keep_neurons=0.5, by="movement").accompany(model, context)
     assert isinstance(companion, movement.Units)
-    companion.get_buffer("heads_1")[2] = False
+    companion.gates("heads").mask(1)[2] = 0.0
     layer = anatomy_of(model).layers[1]
     batch = next(context.calibration_batches(8))
     context.task.loss(model(**inputs_of(batch)).logits, batch["labels"]).backward()
     for kind, role, width in (("heads", "output", layer.head_size), ("neurons", "down", 1)):
         weight = layer.part(role).weight
         block_U = (weight.grad * weight.detach()).sum(dim=0).unflatten(0, (-1, width)).sum(dim=1)
-        scores_U = companion.learnt[kind][1]  # type: ignore[index]
-        open_U = companion.get_buffer(f"{kind}_1")
+        scores_U = companion.gates(kind).gates[1]
+        open_U = companion.gates(kind).mask(1) > 0
         torch.testing.assert_close(scores_U.grad[open_U], block_U[open_U], atol=1e-6, rtol=1e-3)
         assert bool((scores_U.grad != 0).all())
 

@@ -74,9 +74,5 @@ class ChannelGates(Masks):
     """
 
     def __init__(self, model: nn.Module, by: str = "first-order", memory: float = 0.0) -> None:
-        super().__init__([residual_of(model).width], by, memory, next(model.parameters()).device)
-        self._handles += stand_channels(model, lambda module: self.value(0), self._see)
-
-    def _see(self, hidden: Tensor) -> None:
-        if self.by == "activation":
-            self._gather(0, hidden.detach().float().square().flatten(0, -2).mean(dim=0))
+        super().__init__(model, [residual_of(model).width], by, memory)
+        self._handles += stand_channels(model, lambda module: self.value(0), lambda hidden: self.see(0, hidden))

@@ -31,7 +31,7 @@ def stand(layer: Layer, kind: str, value: Callable[[nn.Module, Tensor], Tensor])
             factors = factors.repeat_interleave(width)
         return (inputs[0] * factors.to(inputs[0].dtype), *inputs[1:])
 
-    return layer.part("output" if kind == "heads" else "down").register_forward_pre_hook(multiply)
+    return layer.reader(kind).register_forward_pre_hook(multiply)
 
 
 class Masks(nn.Module):
@@ -39,33 +39,52 @@ class Masks(nn.Module):
 
     What is gathered, a step: |dL/dg| at g = 1, the first-order change of the loss if the unit went (Michel et al. 2019,
     equation 2; Molchanov et al. 2017); (dL/dg)^2, the diagonal of the empirical Fisher information (Kwon et al. 2022,
-    equation 6); or the mean square of what the unit puts out. Steps are summed, or averaged with weight `memory` on the
-    past.
+    equation 6); or the mean square of what the unit puts out, over tokens that are not padding. Steps are summed, or
+    averaged with weight `memory` on the past.
 
     Args:
+        model: whose units they are.
         counts: number of units in each group.
         by: "first-order", "fisher" or "activation"; with any other word nothing is gathered.
         memory: in [0, 1); 0 keeps the sum over all steps instead of a moving average.
-        device: where the units are.
     """
 
-    def __init__(self, counts: Sequence[int], by: str, memory: float, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, counts: Sequence[int], by: str, memory: float) -> None:
         super().__init__()
         self.by, self.memory = by, memory
+        self._real_BT: Tensor | None = None
+        device = next(model.parameters()).device
         self.gates = nn.ParameterList([nn.Parameter(torch.ones(count, device=device)) for count in counts])
         for index, count in enumerate(counts):
             self.register_buffer(f"mask_{index}", torch.ones(count, device=device))
             self.register_buffer(f"importance_{index}", torch.zeros(count, device=device))
-        self._handles = [gate.register_hook(self._remember(index)) for index, gate in enumerate(self.gates)]
+        self._handles: list[RemovableHandle] = []
+        if by in ("first-order", "fisher"):
+            self._handles += [gate.register_hook(self._remember(index)) for index, gate in enumerate(self.gates)]
+        elif by == "activation":
+            self._handles.append(model.register_forward_pre_hook(self._note_padding, with_kwargs=True))
 
     def _remember(self, index: int) -> Callable[[Tensor], None]:
         """Return what gathers the gradient of one group's gates."""
 
         def remember(gradient: Tensor) -> None:
-            if self.by != "activation":
-                self._gather(index, gradient.square() if self.by == "fisher" else gradient.abs())
+            self._gather(index, gradient.square() if self.by == "fisher" else gradient.abs())
 
         return remember
+
+    def _note_padding(self, model: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        mask_BT = named.get("attention_mask")
+        self._real_BT = None if mask_BT is None else mask_BT.bool()
+
+    def see(self, index: int, states: Tensor) -> None:
+        """Gather what one group's units put out, (B, T, units * width), where that is the importance."""
+        count = len(self.gates[index])
+        if self.by != "activation" or not count:
+            return
+        has_tokens = self._real_BT is not None and states.shape[:-1] == self._real_BT.shape
+        real_PI = states.detach()[self._real_BT] if has_tokens else states.detach().flatten(0, -2)
+        squares = real_PI.float().square().mean(dim=0)
+        self._gather(index, squares.unflatten(0, (count, -1)).sum(dim=1) * self.mask(index))
 
     def value(self, index: int) -> Tensor:
         """Return what one group's units are multiplied by."""
@@ -93,6 +112,10 @@ class Masks(nn.Module):
     def closed_last(self, values: list[Tensor]) -> list[Tensor]:
         """Return importances of all layers with -1 for each unit that is gone."""
         return [value.masked_fill(self.mask(index) == 0, -1.0) for index, value in enumerate(values)]
+
+    def open_units(self) -> list[list[int]]:
+        """Return the units of each layer that are let through."""
+        return [self.mask(index).nonzero()[:, 0].tolist() for index in range(len(self.gates))]
 
     def close(self, kept: list[list[int]]) -> None:
         """Let only these units of each layer through."""
@@ -125,9 +148,7 @@ class Gates(Masks):
 
     def __init__(self, model: nn.Module, kind: str, by: str = "first-order", memory: float = 0.0) -> None:
         layers = anatomy_of(model).layers
-        device = next(model.parameters()).device
-        counts = [layer.units(kind) for layer in layers]
-        super().__init__(counts, by, memory, device)
+        super().__init__(model, [layer.units(kind) for layer in layers], by, memory)
         self.kind = kind
         self._handles += [stand(layer, kind, self._values(index)) for index, layer in enumerate(layers)]
 
@@ -135,11 +156,8 @@ class Gates(Masks):
         """Return what gives the factors of one layer's units and looks at the units on the way."""
 
         def values(module: nn.Module, units: Tensor) -> Tensor:
-            value = self.value(index)
-            if self.by == "activation" and len(value):
-                squares = units.detach().float().square().flatten(0, -2).mean(dim=0)
-                self._gather(index, squares.unflatten(0, (len(value), -1)).sum(dim=1) * self.mask(index))
-            return value
+            self.see(index, units)
+            return self.value(index)
 
         return values
 

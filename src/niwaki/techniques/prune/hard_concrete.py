@@ -10,16 +10,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import anatomy_of
+from niwaki.anatomy import UNITS, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.channels import stand_channels
 from niwaki.layers.gates import stand
 from niwaki.layers.hard_concrete import HardConcrete
 from niwaki.residual import residual_of
 from niwaki.schedules import ramp
-from niwaki.surgery import narrow_heads, narrow_hidden, narrow_neurons
 from niwaki.technique import Companion, Context
 from niwaki.techniques.prune.structure import Chances, Structure, choose_structure, costs_of, count, smallest
+from niwaki.techniques.prune.units import narrow
 
 #: Share of the way from `begin` to `end` in which the target falls; in the rest of it the gates settle.
 FALL = 0.8
@@ -89,7 +89,7 @@ class Learnt(Companion):
         self.drawn: dict[str, Tensor] = {}
         self._handles = stand_channels(model, lambda module: self.value("hidden", module.training))
         for layer in layers:
-            for kind in ("heads", "neurons"):
+            for kind in UNITS:
                 self._handles.append(stand(layer, kind, self._values(f"{kind}_{layer.index}")))
 
     def _values(self, name: str) -> Callable[[nn.Module, Tensor], Tensor]:
@@ -200,16 +200,9 @@ class Learnt(Companion):
         self.freeze()
         for handle in self._handles:
             handle.remove()
-        for layer in anatomy_of(model).layers:
-            groups = self.get_buffer(f"heads_mask_{layer.index}").nonzero().flatten().tolist()
-            neurons = self.get_buffer(f"neurons_mask_{layer.index}").nonzero().flatten().tolist()
-            if len(groups) < layer.units("heads"):
-                narrow_heads(model, layer=layer.index, heads=layer.heads_of(groups))
-            if len(neurons) < layer.neurons:
-                narrow_neurons(model, layer=layer.index, neurons=neurons)
-        channels = self.hidden_mask.nonzero().flatten().tolist()
-        if len(channels) < len(self.hidden_mask):
-            narrow_hidden(model, channels=channels)
+        layers = range(len(self.costs))
+        kept = {kind: [_opened(self.get_buffer(f"{kind}_mask_{index}")) for index in layers] for kind in UNITS}
+        narrow(model, {**kept, "hidden": [_opened(self.hidden_mask)]}, self.multiple_of)
         left = _parameters(model)
         self.log({"event": "note", "note": "layers are cut", "parameters": left, "share": left / self.whole})
         return model
@@ -222,6 +215,11 @@ def _numbers(units: list[list[int]]) -> list[Tensor]:
 def _open(mask: Tensor, units: list[int]) -> None:
     mask.zero_()
     mask[units] = 1.0
+
+
+def _opened(mask: Tensor) -> list[int]:
+    units: list[int] = mask.nonzero().flatten().tolist()
+    return units
 
 
 def _parameters(model: nn.Module) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from niwaki.anatomy import Layer, anatomy_of, rows_of
+from niwaki.anatomy import UNITS, Layer, anatomy_of, rows_of
 from niwaki.checkpoint import write_text
 from niwaki.export.onnx_file import write_onnx
 from niwaki.export.openvino_file import write_openvino
@@ -30,7 +30,7 @@ from niwaki.runtime.artifact import Batch
 from niwaki.runtime.worker import settle, time_calls
 from niwaki.surgery import narrow_heads, narrow_neurons, quantize_linear
 from niwaki.technique import Context
-from niwaki.techniques.prune.plan import KINDS, Costs
+from niwaki.techniques.prune.plan import Costs
 
 #: Layers in a timed stack: enough that the clock sees them, with weights of their own, as in a model.
 COPIES = 3
@@ -58,10 +58,10 @@ def latency_costs(
     tables = {
         place: timed(model, context, sizes, length, runtime, bits, place) for place in ("layer", "last")[: 1 + special]
     }
-    costs: dict[str, list[dict[int, float]]] = {kind: [] for kind in KINDS}
+    costs: dict[str, list[dict[int, float]]] = {kind: [] for kind in UNITS}
     for layer in layers:
         table = tables["last" if special and layer.index == len(layers) - 1 else "layer"]
-        for kind in KINDS:
+        for kind in UNITS:
             wanted = sizes[kind][layer.index]
             known = sorted(table[kind])
             seconds = np.interp(wanted, known, [table[kind][size] for size in known])
@@ -79,7 +79,7 @@ def timed(
     place: str,
 ) -> Table:
     """Return the seconds by kind and size, from the cache where this machine has timed such a layer before."""
-    wanted = {kind: _spread(sorted({size for block in sizes[kind] for size in block})) for kind in KINDS}
+    wanted = {kind: _spread(sorted({size for block in sizes[kind] for size in block})) for kind in UNITS}
     threads = min(torch.get_num_threads(), default_threads())
     conditions = _conditions(model, wanted, length, runtime, bits, place, threads)
     key = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:20]
@@ -93,7 +93,7 @@ def timed(
         write_text(file, json.dumps({"conditions": conditions, "seconds": table}, indent=2) + "\n")
     seconds = json.loads(file.read_text(encoding="utf-8"))["seconds"]
     context.log({"event": "latency-table", "file": str(file), "runtime": runtime, "length": length, "seconds": seconds})
-    return {kind: {int(size): float(value) for size, value in seconds[kind].items()} for kind in KINDS}
+    return {kind: {int(size): float(value) for size, value in seconds[kind].items()} for kind in UNITS}
 
 
 def _measured(

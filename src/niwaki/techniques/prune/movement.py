@@ -8,22 +8,19 @@ Source: Sanh, Wolf and Rush 2020, Movement Pruning: Adaptive Sparsity by Fine-Tu
 Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3.
 """
 
-# B batch, T tokens, O outputs, I inputs, U units (heads or neurons) of a layer
+# O outputs, I inputs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import Layer, anatomy_of
-from niwaki.schedules import cubic, in_stages
-from niwaki.technique import Companion, Context
+from niwaki.layers.gates import Gates
+from niwaki.technique import Context
+from niwaki.techniques.prune import units, weights
 from niwaki.techniques.prune.masks import Rule
-from niwaki.techniques.prune.units import chosen, narrow
-from niwaki.techniques.prune.weights import STAGES, Gradual
 
 #: Learning rate of scores, far above that of weights (Sanh et al. 2020, appendix A.1).
 SCORE_RATE = 1e-2
@@ -40,7 +37,7 @@ def through(mask: Tensor, scores: Tensor) -> Tensor:
     return mask.to(scores.dtype) + (scores - scores.detach())
 
 
-class Weights(Gradual):
+class Weights(weights.Gradual):
     """Learn a score for each weight beside the training, and keep the highest along the cubic schedule."""
 
     def __init__(self, model: nn.Module, context: Context, by: str, rule: Rule, *, begin: float, end: float) -> None:
@@ -62,80 +59,36 @@ class Weights(Gradual):
         return [scores.detach() for scores in self.learnt]
 
 
-class Units(Companion):
+class Scores(Gates):
+    """Gates whose gradient goes to a score of each unit, closed ones too."""
+
+    def __init__(self, model: nn.Module, kind: str) -> None:
+        super().__init__(model, kind, by="movement")
+        for scores in self.gates:
+            nn.init.zeros_(scores)
+
+    def value(self, index: int) -> Tensor:
+        """Return what one layer's units are multiplied by."""
+        return through(self.mask(index), self.gates[index])
+
+
+class Units(units.Gradual):
     """Learn a score for each head and neuron, keep the highest along the cubic schedule, and cut the matrices.
 
     The block of a unit is what reads it: its columns of the output or the down projection, so that the sum of
     dL/d(W * M) * W over the block is the gradient by a gate in front of them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        context: Context,
-        shares: Mapping[str, float],
-        even: bool,
-        multiple_of: int,
-        *,
-        begin: float,
-        end: float,
-    ) -> None:
-        super().__init__()
-        self.shares, self.even, self.multiple_of, self.begin, self.end = shares, even, multiple_of, begin, end
-        self.done: Tensor
-        self.register_buffer("done", torch.zeros((), dtype=torch.float64))
-        layers = anatomy_of(model).layers
-        device = next(model.parameters()).device
-        self.learnt = nn.ParameterDict()
-        self.handles: list[Any] = []
-        for kind in shares:
-            counts = [layer.units(kind) for layer in layers]
-            self.learnt[kind] = nn.ParameterList([torch.zeros(count, device=device) for count in counts])
-            for layer, count in zip(layers, counts, strict=True):
-                self.register_buffer(f"{kind}_{layer.index}", torch.ones(count, dtype=torch.bool, device=device))
-                self.handles.append(self._stand(layer, kind))
+    stages = weights.STAGES
 
-    def _stand(self, layer: Layer, kind: str) -> Any:
-        """Stand in front of the linear that reads the units of one kind."""
-        width = layer.unit_width(kind)
-
-        def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            gate_U = through(self.get_buffer(f"{kind}_{layer.index}"), self.learnt[kind][layer.index])
-            return (inputs[0] * gate_U.repeat_interleave(width).to(inputs[0].dtype), *inputs[1:])
-
-        return layer.part("output" if kind == "heads" else "down").register_forward_pre_hook(multiply)
+    def gates_on(self, model: nn.Module, kind: str) -> Scores:
+        """Stand gates with scores on the units of one kind."""
+        return Scores(model, kind)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Return the scores, with a rate of their own."""
-        return [{"params": list(self.learnt.parameters()), "lr": SCORE_RATE, "weight_decay": 0.0}]
+        return [{"params": list(self.parameters()), "lr": SCORE_RATE, "weight_decay": 0.0}]
 
-    def step(self, progress: float) -> None:
-        """Close what the schedule asks for."""
-        done = cubic(in_stages(progress, self.begin, self.end, STAGES), self.begin, self.end)
-        if done <= float(self.done):
-            return
-        self.done.fill_(done)
-        scores = {kind: [one.detach() for one in self.learnt[kind]] for kind in self.shares}
-        for kind, kept in chosen(scores, self.shares, done, self.even, self.multiple_of).items():
-            for index, units in enumerate(kept):
-                mask_U = self.get_buffer(f"{kind}_{index}")
-                mask_U.fill_(False)
-                mask_U[units] = True
-
-    def ready(self, progress: float) -> bool:
-        """Judge the model only once all that goes is gone."""
-        return progress >= self.end
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """Take the gates down and cut the matrices."""
-        if not self.shares:
-            return model
-        self.step(1.0)
-        for handle in self.handles:
-            handle.remove()
-        layers = anatomy_of(model).layers
-        kept = {
-            kind: [self.get_buffer(f"{kind}_{layer.index}").nonzero()[:, 0].tolist() for layer in layers]
-            for kind in self.shares
-        }
-        return narrow(model, kept, self.multiple_of)
+    def importances(self, kind: str) -> list[Tensor]:
+        """Return the scores as they are: what is gone may come back."""
+        return [scores.detach() for scores in self.gates(kind).gates]

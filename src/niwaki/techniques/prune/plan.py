@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from niwaki.anatomy import Layer, rows_of
+from niwaki.anatomy import UNITS, Layer, rows_of
 from niwaki.errors import NiwakiError
 from niwaki.techniques.prune.sizes import best_sizes
 
 Sizes = dict[str, list[int]]
 #: By kind, layer and size: what a block of that size costs.
 Costs = Mapping[str, Sequence[Mapping[int, float]]]
-KINDS = ("heads", "neurons")
 
 
 def candidates(layers: Sequence[Layer], multiple_of: int) -> dict[str, list[list[int]]]:
@@ -75,7 +74,7 @@ def by_cost(
     Raises:
         NiwakiError: the smallest sizes cost more.
     """
-    blocks = [(kind, index) for kind in KINDS for index in range(len(costs[kind]))]
+    blocks = [(kind, index) for kind in UNITS for index in range(len(costs[kind]))]
     tables = [costs[kind][index] for kind, index in blocks]
     whole = sum(table[max(table)] for table in tables)
     least = sum(min(table.values()) for table in tables)

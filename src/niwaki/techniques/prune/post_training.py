@@ -5,26 +5,26 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from niwaki.anatomy import Layer, anatomy_of
-from niwaki.checkpoint import weights_hash
+from niwaki.anatomy import UNITS, Layer, anatomy_of
+from niwaki.calibrate import frozen
+from niwaki.checkpoint import weights_hash, write_tensors
 from niwaki.errors import NiwakiError
 from niwaki.export.prepare import is_known
 from niwaki.technique import Context
 from niwaki.techniques.prune import latency, mask_search, second_order
-from niwaki.techniques.prune.plan import KINDS, Costs, Sizes, by_cost, by_share, candidates, macs
+from niwaki.techniques.prune.plan import Costs, Sizes, by_cost, by_share, candidates, macs
 from niwaki.techniques.prune.readout import Moments
 from niwaki.techniques.prune.rebuild import FAMILIES, rebuild
-from niwaki.techniques.prune.sensitivity import BATCH, frozen, gate_fisher, output_fisher, units
+from niwaki.techniques.prune.sensitivity import BATCH, gate_fisher, output_fisher
 
 Curves = Mapping[str, list[list[float]]]
 METHODS = ("mask-search", "second-order")
@@ -150,19 +150,17 @@ def calibrated(model: nn.Module, context: Context, by: str, examples: int) -> Ca
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         made = _calibrate(model, context, by, examples)
-        tensors = {f"fisher.{kind}.{index}": made.fisher[kind][index] for kind in KINDS for index in layers}
-        for kind in KINDS:
+        tensors = {f"fisher.{kind}.{index}": made.fisher[kind][index] for kind in UNITS for index in layers}
+        for kind in UNITS:
             for index in layers:
                 tensors[f"curve.{kind}.{index}"] = torch.tensor(made.curves[kind][index], dtype=torch.float64)
         _make_room(file.parent)
-        aside = file.with_name(f".{file.name}.{os.getpid()}.writing")
-        save_file(tensors, aside)
-        aside.replace(file)
+        write_tensors(file, tensors)
     read = load_file(file)
     context.log({"event": "calibration", "file": str(file)})
     return Calibration(
-        {kind: [read[f"curve.{kind}.{index}"].tolist() for index in layers] for kind in KINDS},
-        {kind: [read[f"fisher.{kind}.{index}"] for index in layers] for kind in KINDS},
+        {kind: [read[f"curve.{kind}.{index}"].tolist() for index in layers] for kind in UNITS},
+        {kind: [read[f"fisher.{kind}.{index}"] for index in layers] for kind in UNITS},
     )
 
 
@@ -185,7 +183,7 @@ def _chooser(by: str, fisher: Mapping[str, list[Tensor]], chosen: Sizes) -> Call
     """Return what chooses the units of a block that stay, of as many as planned."""
 
     def choose(layer: Layer, kind: str, moments: Moments) -> list[int]:
-        count = units([layer], kind)[0]
+        count = layer.units(kind)
         stay = chosen[kind][layer.index] if kind in chosen else count
         if stay == count:
             return list(range(count))

@@ -18,8 +18,8 @@ from niwaki.calibrate import inputs_of
 from niwaki.surgery import narrow_heads, narrow_neurons
 from niwaki.techniques.prune.readout import Moments
 
-#: The linear that reads the units of each kind, and the norm that follows it.
-READERS = {"heads": ("output", "attention_norm"), "neurons": ("down", "output_norm")}
+#: The norm that follows what reads the units of each kind.
+NORMS = {"heads": "attention_norm", "neurons": "output_norm"}
 #: Families whose norms follow the sum of a block's output and the residual stream.
 FAMILIES = ("bert", "distilbert", "electra", "roberta")
 #: Share of the mean diagonal of the moments that holds a readout where it was.
@@ -79,7 +79,7 @@ def rebuild(model: nn.Module, batches: Iterable[dict[str, Tensor]], choose: Choo
             cut = cut or len(kept) < count
             if not cut:
                 continue
-            reader = _reader(layer, kind)
+            reader = layer.reader(kind)
             columns = (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten()
             weight, bias = moments.readout(reader, columns, ridge)
             if len(kept) < count:
@@ -90,12 +90,6 @@ def rebuild(model: nn.Module, batches: Iterable[dict[str, Tensor]], choose: Choo
             row.is_BTD = row.through(layer.module, row.is_BTD)
             row.was_BTD = row.through(original, row.was_BTD) if cut else row.is_BTD
     return model
-
-
-def _reader(layer: Layer, kind: str) -> nn.Linear:
-    reader = layer.part(READERS[kind][0])
-    assert isinstance(reader, nn.Linear)
-    return reader
 
 
 def _entered(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Rows]:
@@ -119,7 +113,7 @@ def _entered(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Row
 
 def _moments(layer: Layer, original: Layer, kind: str, rows: list[Rows]) -> Moments:
     """Return the moments of what the units' reader sees now, and of what it should put out."""
-    reader = _reader(layer, kind)
+    reader = layer.reader(kind)
     moments = Moments(reader.in_features, reader.out_features)
     for row in rows:
         inputs_BTI, output_BTD, is_BTD = _summed(layer, kind, row, row.is_BTD)
@@ -140,7 +134,7 @@ def _summed(layer: Layer, kind: str, row: Rows, states_BTD: Tensor) -> tuple[Ten
         seen["sum"] = inputs[0]
         raise _Stop
 
-    reader, norm = (layer.part(role) for role in READERS[kind])
+    reader, norm = layer.reader(kind), layer.part(NORMS[kind])
     handles = [reader.register_forward_hook(read), norm.register_forward_pre_hook(sum_up)]
     try:
         with contextlib.suppress(_Stop):

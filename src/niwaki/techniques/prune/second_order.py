@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import Layer
+from niwaki.anatomy import UNITS, Layer
 from niwaki.techniques.prune.readout import Moments
-from niwaki.techniques.prune.rebuild import READERS, rebuild
+from niwaki.techniques.prune.rebuild import rebuild
 from niwaki.techniques.prune.removal import removal_order
 
 #: Share of the mean diagonal added to the inputs' Hessian. More, and units that do the same no longer stand out.
@@ -30,7 +30,7 @@ def curves(
     With W the reader's weights, H the Hessian of its inputs and M the Fisher information of its outputs, the error D in
     W costs 1/2 trace(M D H D^T) / tokens: one measure for all blocks, heads and neurons alike.
     """
-    found: dict[str, list[list[float]]] = {kind: [] for kind in READERS}
+    found: dict[str, list[list[float]]] = {kind: [] for kind in UNITS}
 
     def look(layer: Layer, kind: str, moments: Moments) -> list[int]:
         _, errors = order_of(layer, kind, moments, fisher[kind][layer.index])
@@ -46,9 +46,7 @@ def order_of(
     layer: Layer, kind: str, moments: Moments, fisher_DD: Tensor, stay: int = 0
 ) -> tuple[list[int], list[float]]:
     """Return the order units of a block go in until so many stay, and the error on the way."""
-    reader = layer.part(READERS[kind][0])
-    weight_OI = reader.weight
-    assert isinstance(weight_OI, Tensor)
+    weight_OI = layer.reader(kind).weight
     units = layer.units(kind)
     fisher_DD = fisher_DD.double()
     floor = FISHER_DAMPING * float(fisher_DD.diagonal().mean()) + 1e-30

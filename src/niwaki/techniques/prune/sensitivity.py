@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import Layer, anatomy_of
-from niwaki.calibrate import inputs_of
+from niwaki.anatomy import UNITS, Layer, anatomy_of
+from niwaki.calibrate import frozen, inputs_of
 from niwaki.technique import Context
-from niwaki.techniques.prune.rebuild import READERS
 
 #: Rows in a batch: a backward pass holds the activations of all layers.
 BATCH = 16
@@ -28,11 +26,11 @@ def gate_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, 
     Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4.
     """
     layers = anatomy_of(model).layers
-    fisher = {kind: [torch.zeros(count, count) for count in units(layers, kind)] for kind in READERS}
+    fisher = {kind: [torch.zeros(layer.units(kind), layer.units(kind)) for layer in layers] for kind in UNITS}
     gates: list[tuple[str, int, Tensor]] = []
 
     def stand(layer: Layer, kind: str) -> Callable[..., tuple[Tensor, ...]]:
-        count = units([layer], kind)[0]
+        count = layer.units(kind)
 
         def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             inputs_BTI = inputs[0]
@@ -43,11 +41,7 @@ def gate_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, 
 
         return multiply
 
-    handles = [
-        layer.part(READERS[kind][0]).register_forward_pre_hook(stand(layer, kind))
-        for layer in layers
-        for kind in READERS
-    ]
+    handles = [layer.reader(kind).register_forward_pre_hook(stand(layer, kind)) for layer in layers for kind in UNITS]
     try:
         for _ in _backward(model, context, examples):
             for kind, index, gate_BU in gates:
@@ -68,7 +62,7 @@ def output_fisher(model: nn.Module, context: Context, examples: int) -> dict[str
     Source: Martens and Grosse 2015, Optimizing Neural Networks with Kronecker-factored Approximate Curvature.
     """
     layers = anatomy_of(model).layers
-    fisher: dict[str, list[Tensor]] = {kind: [] for kind in READERS}
+    fisher: dict[str, list[Tensor]] = {kind: [] for kind in UNITS}
     handles = []
 
     def watch(total_DD: Tensor) -> Callable[..., None]:
@@ -83,11 +77,9 @@ def output_fisher(model: nn.Module, context: Context, examples: int) -> dict[str
         return hook
 
     for layer in layers:
-        for kind, (reader, _) in READERS.items():
-            linear = layer.part(reader)
-            width = linear.out_features
-            assert isinstance(width, int)
-            fisher[kind].append(torch.zeros(width, width))
+        for kind in UNITS:
+            linear = layer.reader(kind)
+            fisher[kind].append(torch.zeros(linear.out_features, linear.out_features))
             handles.append(linear.register_forward_hook(watch(fisher[kind][-1])))
     try:
         for _ in _backward(model, context, examples):
@@ -98,11 +90,6 @@ def output_fisher(model: nn.Module, context: Context, examples: int) -> dict[str
     return fisher
 
 
-def units(layers: list[Layer], kind: str) -> list[int]:
-    """Return how many units of a kind each layer has."""
-    return [layer.units(kind) for layer in layers]
-
-
 def _backward(model: nn.Module, context: Context, examples: int) -> Iterator[None]:
     """Run the calibration rows forward and the sum of their losses backward, with the model's own weights frozen."""
     with frozen(model):
@@ -110,19 +97,3 @@ def _backward(model: nn.Module, context: Context, examples: int) -> Iterator[Non
             loss = context.task.loss(model(**inputs_of(batch)).logits, batch["labels"])
             (loss * len(batch["labels"])).backward()  # the task's loss is a mean
             yield
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode with no gradients by its weights."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    was_training = model.training
-    model.eval()
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        model.train(was_training)

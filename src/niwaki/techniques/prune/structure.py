@@ -7,15 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import Layer, anatomy_of, rows_of
+from niwaki.anatomy import UNITS, Layer, anatomy_of, rows_of
 
 READERS = {"heads": ("query", "key", "value"), "neurons": ("up", "gate")}
-WRITERS = {"heads": "output", "neurons": "down"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _fill(
     costs: Sequence[Costs], chances: Chances, budget: float, multiple_of: int, width: int
 ) -> dict[str, list[list[int]]] | None:
     """Return the units that fill the budget at this width, or None where no head does."""
-    kept: dict[str, list[list[int]]] = {kind: [[] for _ in costs] for kind in ("heads", "neurons")}
+    kept: dict[str, list[list[int]]] = {kind: [[] for _ in costs] for kind in UNITS}
     left = budget - sum(cost.channel for cost in costs) * width
     heads = list(_blocks(chances, "heads", 1))
     if not heads:  # there were none before
@@ -172,10 +170,10 @@ def _costs(layer: Layer) -> Costs:
     per_channel = 0
     for kind, number in (("heads", layer.units("heads")), ("neurons", layer.neurons)):
         readers = [layer.part(role) for role in READERS[kind] if getattr(layer.family, role, "")]
-        writer = layer.part(WRITERS[kind])
+        writer = layer.reader(kind)
         rows = sum(rows_of(reader) for reader in readers)
         biases = sum(rows_of(reader) for reader in readers if reader.bias is not None)
-        columns = cast(Tensor, writer.weight).shape[1]
+        columns = writer.weight.shape[1]
         unit[kind] = (rows + columns) // max(1, number)
         bias[kind] = biases // max(1, number)
         per_channel += writer.bias is not None

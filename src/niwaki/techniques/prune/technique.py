@@ -257,19 +257,15 @@ class Prune(Technique):
             return weights.at_once(model, context, self.by, self.rule, self.examples)
         if self.by in METHODS:
             return self._post_training().apply(model, context)
-        return units.at_once(model, context, self.by, self.shares, self.even, self.multiple_of, self.examples)
+        return units.at_once(model, context, self.by, self._unit_shares, self.examples)
 
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Prepare the model for losing it in training."""
         if not self.can_accompany:
             return super().accompany(model, context)
         if "weights" in self.cut:
-            kind = movement.Weights if self.by == "movement" else weights.Gradual
-            return kind(model, context, self.by, self.rule, begin=self.begin, end=self.end)
-        if self.by == "movement":
-            return movement.Units(
-                model, context, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
-            )
+            of_weights = movement.Weights if self.by == "movement" else weights.Gradual
+            return of_weights(model, context, self.by, self.rule, begin=self.begin, end=self.end)
         if self.learnt_share < 1.0:
             return hard_concrete.Learnt(
                 model,
@@ -280,14 +276,17 @@ class Prune(Technique):
                 end=self.end,
                 gate_learning_rate=self.gate_learning_rate,
             )
-        return units.Gradual(
-            model, context, self.by, self.shares, self.even, self.multiple_of, begin=self.begin, end=self.end
-        )
+        of_units = movement.Units if self.by == "movement" else units.Gradual
+        return of_units(model, context, self.by, self._unit_shares, begin=self.begin, end=self.end)
 
     @property
     def rule(self) -> Rule:
         """Return how many single weights stay."""
         return Rule(self.keep_weights, read_pattern(self.pattern), self.even)
+
+    @property
+    def _unit_shares(self) -> units.Shares:
+        return units.Shares(self.shares, self.even, self.multiple_of)
 
     @property
     def learnt_share(self) -> float:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.calibrate import input_products
 from niwaki.errors import NiwakiError
-from niwaki.schedules import cubic, in_stages
 from niwaki.surgery import sparsify_linear
-from niwaki.technique import Companion, Context
+from niwaki.technique import Context
 from niwaki.techniques.prune import sparsegpt
 from niwaki.techniques.prune.masks import GONE, Rule, in_groups, in_rows, masks
+from niwaki.techniques.prune.scheduled import Scheduled
 
 #: In how many stages weights go in training. Choosing among ten million takes as long as a training step.
 STAGES = 50
@@ -129,7 +129,7 @@ def _set(linear: nn.Linear, weight_OI: Tensor) -> None:
         linear.weight.copy_(weight_OI)
 
 
-class Gradual(Companion):
+class Gradual(Scheduled):
     """Take weights away along the cubic schedule while the model trains.
 
     Each matrix has a buffer `mask`, beside its weight and saved with it, and multiplies its weight by it in the forward
@@ -137,15 +137,13 @@ class Gradual(Companion):
     decay) is never seen, and ends when training does.
     """
 
+    stages = STAGES
+
     def __init__(self, model: nn.Module, context: Context, by: str, rule: Rule, *, begin: float, end: float) -> None:
-        super().__init__()
+        super().__init__(begin=begin, end=end)
         check(model, rule)
-        self.by, self.rule, self.begin, self.end, self.seed = by, rule, begin, end, context.seed
+        self.by, self.rule, self.seed = by, rule, context.seed
         self.matrices = [matrices_of(model)]  # in a list: the model is not part of its companion
-        self.done: Tensor
-        self.register_buffer(
-            "done", torch.zeros((), dtype=torch.float64)
-        )  # saved, so that a training that goes on keeps to its stages
         self.handles: list[Any] = []
         for name, linear in self.linears.items():
             linear.register_buffer("mask", torch.ones_like(linear.weight, dtype=torch.bool))
@@ -159,10 +157,6 @@ class Gradual(Companion):
         """Return the matrices by name."""
         return self.matrices[0]
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Return none: nothing is learnt beside the weights."""
-        return []
-
     def cover(self, name: str, linear: nn.Module) -> None:
         """Put the masked weight before the parameter, for one forward pass."""
         linear.__dict__["weight"] = self.masked(name, linear._parameters["weight"], linear.get_buffer("mask"))
@@ -172,12 +166,8 @@ class Gradual(Companion):
         assert weight_OI is not None
         return weight_OI * mask_OI
 
-    def step(self, progress: float) -> None:
-        """Take away what the schedule asks for."""
-        done = cubic(in_stages(progress, self.begin, self.end, STAGES), self.begin, self.end)
-        if done <= float(self.done):
-            return
-        self.done.fill_(done)
+    def take(self, done: float) -> None:
+        """Mask the weights that matter least now."""
         for linear, mask in zip(self.linears.values(), masks(self.scores(), self.rule, done), strict=True):
             linear.get_buffer("mask").copy_(mask)
 
@@ -186,10 +176,6 @@ class Gradual(Companion):
         linears = list(self.linears.values())
         scores = magnitudes(linears) if self.by == "magnitude" else random(linears, self.seed)
         return [one.masked_fill(~linear.get_buffer("mask"), GONE) for one, linear in zip(scores, linears, strict=True)]
-
-    def ready(self, progress: float) -> bool:
-        """Judge the model only once all that goes is gone."""
-        return progress >= self.end
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Write the zeros into the weights and take the masks down."""
