@@ -18,6 +18,7 @@ from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import input_products, inputs_of
 from niwaki.checkpoint import WEIGHTS, load, save
 from niwaki.errors import NiwakiError
+from niwaki.hessian import factor_of_inverse
 from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.distill import Distill
@@ -264,9 +265,9 @@ def test_inputs_that_are_never_there_and_too_few_rows() -> None:
     assert solved_OI.dtype == torch.float32 and bool(torch.isfinite(solved_OI).all())
     assert int(solved_OI[:, 0].count_nonzero()) == 0 and int(solved_OI.count_nonzero()) == 30
     indefinite_II = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.5], dtype=torch.float64))
-    assert bool(torch.isfinite(sparsegpt.factor_of_inverse(indefinite_II)).all()), "10% is too little, 100% is enough"
+    assert bool(torch.isfinite(factor_of_inverse(indefinite_II)).all()), "10% is too little, 100% is enough"
     with pytest.raises(NiwakiError, match="no Cholesky factor"):
-        sparsegpt.factor_of_inverse(torch.full((2, 2), float("nan"), dtype=torch.float64))
+        factor_of_inverse(torch.full((2, 2), float("nan"), dtype=torch.float64))
 
 
 # In training

@@ -16,10 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
+from niwaki.bits import unpack_bits
 from niwaki.errors import MismatchError
 from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
+from niwaki.layers.packed import PackedEmbedding, PackedLinear
 
 Array = npt.NDArray[Any]
 
@@ -48,43 +51,51 @@ def audit(model: nn.Module, found: Weights, place: str) -> None:
     """
     unfound = Counter(found.rows)
     missing = []
-    for name, linear in _quantized_linears(model):
-        rows = Counter(row.tobytes() for row in linear.weight.numpy())
+    for name, integers in _products(model):
+        rows = Counter(row.tobytes() for row in integers)
         if rows - unfound:
             missing.append(name)
         unfound -= rows
-    missing += [name for name, table in _word_tables(model) if table.weight.numpy().tobytes() not in found.tables]
+    missing += [name for name, table in _word_tables(model) if table.tobytes() not in found.tables]
     if missing or unfound:
         what = (
             f"{', '.join(missing)} not found as integers" if missing else f"{unfound.total()} rows of integers too many"
         )
         raise MismatchError(
             f"the artifact does not hold the model's integers: {what}",
-            expected="every quantized layer as int8 in the file",
+            expected="every quantized layer as integers in the file",
             place=place,
         )
 
 
-def _quantized_linears(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
+def _products(model: nn.Module) -> Iterator[tuple[str, Array]]:
+    """Yield the integers (O, I) of each quantized linear, around 0 where they are stored so."""
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, QuantizedLinear):
-            yield name, module
+            yield name, module.weight.numpy()
+        elif isinstance(module, PackedLinear):
+            yield name, module.integers().numpy()
 
 
-def _word_tables(model: nn.Module) -> Iterator[tuple[str, QuantizedEmbedding]]:
+def _word_tables(model: nn.Module) -> Iterator[tuple[str, Array]]:
     """Yield the quantized tables except that of token types, of which a single row may be all that is used."""
     for name, module in model.named_modules():
-        if isinstance(module, QuantizedEmbedding) and not name.endswith("token_type_embeddings"):
-            yield name, module
+        if name.endswith("token_type_embeddings"):
+            continue
+        if isinstance(module, QuantizedEmbedding):
+            yield name, module.weight.numpy()
+        elif isinstance(module, PackedEmbedding):
+            yield name, (module.integers().to(torch.int16) - module.grid.middle).to(torch.int8).numpy()
 
 
 def weights_in_onnx(path: Path) -> Weights:
-    """Read the int8 weights of an ONNX file: (I, O) behind a product, (V, D) behind a lookup."""
+    """Read the integers of an ONNX file: (I, O) behind a product, (V, D) behind a lookup, or packed in blocks."""
     import onnx
     from onnx import numpy_helper
 
     graph = onnx.load(path).graph
-    arrays = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    arrays = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in kinds}
     widened = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     found = Weights()
     for node in graph.node:
@@ -92,28 +103,63 @@ def weights_in_onnx(path: Path) -> Weights:
         name = widened.get(name, name) if node.op_type == "MatMul" else name
         if name in arrays:
             found.add_product(numpy_helper.to_array(arrays[name]).T)
+        elif node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            packed = numpy_helper.to_array(arrays[node.input[1 if node.op_type == "MatMulNBits" else 0]])
+            settings = {attribute.name: attribute.i for attribute in node.attribute}
+            _add_blocks(found, packed, settings["bits"], settings.get("K"))
         elif node.op_type in ("Gather", "Slice") and node.input[0] in arrays:
             found.add_table(numpy_helper.to_array(arrays[node.input[0]]))
     return found
 
 
+def _add_blocks(found: Weights, packed: Array, bits: int, width: int | None) -> None:
+    """Add integers that stand packed in blocks: of a product (O, G, P), or of a table (V, P) around its middle."""
+    flat = torch.from_numpy(packed.copy()).flatten(1)
+    integers = unpack_bits(flat, bits, width or flat.shape[1] * 8 // bits)
+    if width is not None:
+        found.add_product(integers.numpy())
+    else:
+        found.add_table((integers.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8).numpy())
+
+
 def weights_in_openvino(path: Path) -> Weights:
-    """Read the int8 weights of an OpenVINO IR: (O, I) widened and scaled before a product, (V, D) before a lookup."""
+    """Read the integers of an OpenVINO IR: (O, I) widened and scaled before a product, (V, D) before a lookup."""
     import openvino
 
     found = Weights()
-    for node in openvino.Core().read_model(path).get_ordered_ops():
+    model = openvino.Core().read_model(path)  # held: the constants' data goes with it
+    for node in model.get_ordered_ops():
         kind = node.get_type_name()
         if kind not in ("MatMul", "Gather", "Slice"):
             continue
         source = node.input_value(1 if kind == "MatMul" else 0).get_node()
-        while source.get_type_name() in ("Convert", "Multiply") and kind == "MatMul":
+        middle = 0
+        while source.get_type_name() in ("Reshape", "Multiply", "Subtract", "Convert"):
+            if source.get_type_name() == "Subtract" and kind != "MatMul":
+                middle = int(_integers(_constant(source.input_value(1).get_node())).flat[0])
             source = source.input_value(0).get_node()
-        if source.get_type_name() != "Constant" or source.get_element_type() != openvino.Type.i8:
+        if source.get_type_name() != "Constant" or source.get_element_type().to_string() not in ("i8", "u4", "u8"):
             continue
+        integers = _integers(source)
         if kind == "MatMul":
             transposed = node.get_attributes()["transpose_b"]
-            found.add_product(source.data if transposed else source.data.T)
+            found.add_product(integers if transposed else integers.T)
+        elif middle:
+            found.add_table((integers.astype(np.int16) - middle).astype(np.int8))
         else:
-            found.add_table(source.data)
+            found.add_table(integers)
     return found
+
+
+def _constant(node: Any) -> Any:
+    """Return the constant that a node is, or widens."""
+    return node.input_value(0).get_node() if node.get_type_name() == "Convert" else node
+
+
+def _integers(constant: Any) -> Array:
+    """Return the integers of a constant by row, (O, I); those of 4 bits stand two in a byte."""
+    shape = tuple(constant.shape)  # of one number: ()
+    integers: Array = constant.data
+    if constant.get_element_type().to_string() == "u4":
+        integers = unpack_bits(torch.from_numpy(integers.copy()), 4, int(np.prod(shape))).numpy()
+    return integers.reshape(*shape[:1], -1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from niwaki.export.packed import InBlocks, replaced
 from niwaki.export.quiet import quiet
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def write_onnx(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> No
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            prepared,
+            replaced(prepared, InBlocks),
             tuple(sample.values()),
             input_names=list(sample),
             output_names=["logits"],

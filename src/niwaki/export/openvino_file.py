@@ -10,13 +10,16 @@ saved integers, the activations are finer than the model's own.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from niwaki.export.quiet import quiet
+from niwaki.layers.packed import Packed
 
 
 def write_openvino(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
@@ -31,8 +34,9 @@ def write_openvino(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -
 
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with quiet(), torch.no_grad():
+        extensions = [_fake_quantize(), *_packed(prepared)]
         program = torch.export.export(prepared, tuple(sample.values()), dynamic_shapes=(dynamic,) * len(sample))
-        model = openvino.convert_model(program.run_decompositions(_decompositions()), extension=[_fake_quantize()])
+        model = openvino.convert_model(program.run_decompositions(_decompositions()), extension=extensions)
         for port, name in zip(model.inputs, sample, strict=True):
             port.get_tensor().set_names({name})
         model.output(0).get_tensor().set_names({"logits"})
@@ -82,3 +86,40 @@ def _fake_quantize() -> Any:
         return opset15.fake_quantize(hidden, low, high, low, high, 256).outputs()
 
     return ConversionExtension("niwaki.quantize_static.default", convert)
+
+
+def _packed(prepared: nn.Module) -> list[Any]:
+    """Return the frontend extensions that make packed integers constants of 4 or 8 bits, widened where they are read.
+
+    The layer is known by its packed bytes: what the frontend hands over of it are they.
+    """
+    from openvino import Type, opset15
+    from openvino.frontend import ConversionExtension
+
+    layers = {_key(module.weight.numpy()): module for module in prepared.modules() if isinstance(module, Packed)}
+
+    def weights(node: Any) -> Any:
+        packed = layers[_key(node.get_input(1).get_node().get_data())]
+        grid, width = packed.grid, packed.width
+        kind = Type.u4 if grid.bits <= 4 else Type.u8
+        integers = packed.integers().unflatten(1, (-1, grid.columns(width))).numpy()
+        zero = torch.full_like(packed.scale, grid.middle) if packed.zero is None else packed.zero
+        is_whole = grid.zero != "float"
+        middle = opset15.constant(zero[:, :, None].numpy(), kind if is_whole else Type.f32)
+        wide = opset15.convert(opset15.constant(integers, kind), Type.f32)
+        wide = opset15.subtract(wide, opset15.convert(middle, Type.f32) if is_whole else middle)
+        wide = opset15.multiply(wide, opset15.constant(packed.scale[:, :, None].numpy()))
+        return opset15.reshape(wide, opset15.constant([len(integers), width]), special_zero=False)
+
+    def product(node: Any) -> Any:
+        return opset15.matmul(node.get_input(0), weights(node), False, True).outputs()
+
+    def rows(node: Any) -> Any:
+        return opset15.gather(weights(node), node.get_input(0), opset15.constant(0)).outputs()
+
+    named = {"niwaki.linear_packed.default": product, "niwaki.rows_packed.default": rows}
+    return [ConversionExtension(name, convert) for name, convert in named.items()]
+
+
+def _key(packed: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(packed).tobytes()).digest()

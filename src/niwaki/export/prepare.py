@@ -26,6 +26,7 @@ from niwaki.anatomy import FAMILIES, Anatomy, Layer, anatomy_of
 from niwaki.export.together import Together, alike
 from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding
+from niwaki.layers.packed import PackedEmbedding
 
 #: Class names of layer and attention that the rewriting knows by heart, by family.
 _KNOWN = {
@@ -141,7 +142,9 @@ class LeanEmbeddings(nn.Module):
         length = input_ids.shape[1]
         if isinstance(self.positions, QuantizedEmbedding):
             return self.positions.weight[:length].to(torch.float32) * self.positions.scale[:length]
-        return cast(Tensor, self.positions.weight[:length])
+        if isinstance(self.positions, nn.Embedding):
+            return self.positions.weight[:length]
+        return cast(Tensor, self.positions(torch.arange(length, device=input_ids.device)))
 
 
 class LeanLayer(nn.Module):
@@ -228,6 +231,6 @@ def attend(
 
 def table_of(embedding: nn.Module) -> Tensor:
     """Return an embedding's table in floats, (V, D)."""
-    if isinstance(embedding, QuantizedEmbedding):
+    if isinstance(embedding, QuantizedEmbedding | PackedEmbedding):
         return embedding.dequantized()
     return cast(Tensor, embedding.weight).detach()

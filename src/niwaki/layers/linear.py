@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import NiwakiError
+from niwaki.grid import Grid, Rounded
 from niwaki.layers import integer as _operators  # noqa: F401  defines torch.ops.niwaki
 
 Activations = Literal["dynamic", "static", "none"]
@@ -31,6 +32,11 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = weight.abs().amax(dim=1) / 127.0
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8), scale
+
+
+def is_int8(grid: Grid) -> bool:
+    """Say whether a grid is one of integer products: 8 bits around the middle, with one step for a row at most."""
+    return grid.bits == 8 and grid.zero == "middle" and not isinstance(grid.group, int)
 
 
 class QuantizedLinear(nn.Module):
@@ -92,6 +98,7 @@ class QuantizedLinear(nn.Module):
         activations: Activations = "dynamic",
         activation_scale: float | None = None,
         activation_zero_point: int | None = None,
+        rounded: Rounded | None = None,
     ) -> QuantizedLinear:
         """Round a linear layer's weight; on meta tensors only the shapes are made.
 
@@ -100,8 +107,12 @@ class QuantizedLinear(nn.Module):
             activations: how inputs are rounded.
             activation_scale: above 0, when static.
             activation_zero_point: 0..255, when static.
+            rounded: the integers of 8 bits, where others than the nearest of each row were found.
         """
-        weight_OI, scale_O = quantize_rows(linear.weight)
+        if rounded is None:
+            weight_OI, scale_O = quantize_rows(linear.weight)
+        else:
+            weight_OI, scale_O = rounded.integers.bitwise_xor(128).view(torch.int8), rounded.scale[:, 0].contiguous()
         bias_O = None if linear.bias is None else linear.bias.detach().to(torch.float32).clone()
         return cls(
             weight_OI,

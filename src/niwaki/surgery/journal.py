@@ -30,7 +30,10 @@ def journal_of(model: nn.Module) -> list[Record]:
 def edit(
     function: Callable[Concatenate[nn.Module, Parameters], None],
 ) -> Callable[Concatenate[nn.Module, Parameters], nn.Module]:
-    """Make a function an edit: it journals itself, after it succeeded, and returns the model."""
+    """Make a function an edit: it journals itself, after it succeeded, and returns the model.
+
+    An argument named `values` holds tensors that the file will hold: it is not journalled.
+    """
 
     @functools.wraps(function)
     def journaled(model: nn.Module, /, *positional: Parameters.args, **arguments: Parameters.kwargs) -> nn.Module:
@@ -38,7 +41,8 @@ def edit(
             raise TypeError(f"{function.__name__} takes its arguments by name")
         journal = journal_of(model)
         function(model, *positional, **arguments)
-        journal.append({"edit": function.__name__, **arguments})
+        told = {name: value for name, value in arguments.items() if name != "values"}
+        journal.append({"edit": function.__name__, **told})
         return model
 
     EDITS[function.__name__] = journaled

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from niwaki.errors import NiwakiError
-from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
+from niwaki.grid import Grid, Rounded, Zero, nearest
+from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear, is_int8
+from niwaki.layers.packed import PackedEmbedding, PackedLinear
 from niwaki.surgery.cutting import as_linear, as_table, put
 from niwaki.surgery.journal import Record, edit
 from niwaki.surgery.ties import tie_head
@@ -22,36 +24,61 @@ def quantize_linear(
     *,
     module: str,
     bits: int = 8,
+    group: int | Literal["channel", "tensor"] = "channel",
+    zero: Zero = "middle",
     activations: Literal["dynamic", "static", "none"] = "dynamic",
     scale: float | None = None,
     zero_point: int | None = None,
+    scales_inputs: bool = False,
+    values: Rounded | None = None,
 ) -> None:
-    """Store a linear's weight (O, I) as integers with one scale an output channel.
+    """Store a linear's weight (O, I) as integers.
 
     Args:
         model: any model.
         module: dotted name of the linear.
-        bits: bits of a weight; 8.
+        bits: bits of a weight, 2 to 8.
+        group: inputs of a row that share a step, "channel" for a whole row, "tensor" for the whole matrix.
+        zero: the integer that stands for 0: "middle", or one of each group, "integer" or "float".
         activations: "dynamic" (their range is taken at run time), "static" (`scale` and `zero_point` given) or "none".
+            The first two are for 8 bits by channel or tensor around the middle.
         scale: of static activations, above 0.
         zero_point: of static activations, 0 to 255.
+        scales_inputs: whether inputs are multiplied by numbers of their own, which come with `values`.
+        values: the integers, where others than the nearest were found.
     """
     linear = as_linear(model.get_submodule(module), module)
-    packed = QuantizedLinear.from_linear(
-        linear, activations=activations, activation_scale=scale, activation_zero_point=zero_point
-    )
+    grid = Grid(bits, group, zero)
+    if is_int8(grid) and not scales_inputs:
+        packed: nn.Module = QuantizedLinear.from_linear(
+            linear,
+            activations=activations,
+            activation_scale=scale,
+            activation_zero_point=zero_point,
+            rounded=nearest(linear.weight, grid) if values is None and group == "tensor" else values,
+        )
+    elif activations == "none":
+        packed = PackedLinear.from_linear(linear, grid, values, scales_inputs=scales_inputs)
+    else:
+        raise NiwakiError(
+            f"{module} has {activations} activations and {grid}",
+            expected='8 bits by channel or tensor, symmetric: what integer products take, or activations "none"',
+        )
     put(model, module, packed)
     tie_head(model)
 
 
 @edit
-def quantize_embedding(model: nn.Module, *, module: str, bits: int = 8) -> None:
-    """Store an embedding table (V, D) as integers with one scale a row.
+def quantize_embedding(model: nn.Module, *, module: str, bits: int = 8, values: Rounded | None = None) -> None:
+    """Store an embedding table (V, D) as integers of 2 to 8 bits with one scale a row.
 
     A language head tied to it and packed as well goes on sharing it: both are rounded row by row, to the same integers.
     """
     table = as_table(model.get_submodule(module), module)
-    put(model, module, QuantizedEmbedding.from_embedding(table))
+    if bits == 8 and values is None:
+        put(model, module, QuantizedEmbedding.from_embedding(table))
+    else:
+        put(model, module, PackedEmbedding.from_embedding(table, Grid(bits), values))
     tie_head(model)
 
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from niwaki.errors import NiwakiError
+from niwaki.hessian import factor_of_inverse
 from niwaki.techniques.prune.masks import Rule, in_groups, strongest
 
 #: Columns whose masks are chosen together.
 BLOCK = 128
-#: Share of the mean of the diagonal that is added to it; ten times more at each try, where that is too little.
-DAMPING = 0.01
-TRIES = 8
 
 
 def solve(weight_OI: Tensor, products_II: Tensor, rule: Rule, block: int = BLOCK) -> Tensor:
@@ -62,28 +59,6 @@ def solve(weight_OI: Tensor, products_II: Tensor, rule: Rule, block: int = BLOCK
         part_OC.masked_fill_(~mask_OC, 0.0)  # exactly, not but for rounding
         weight[:, last:] -= errors_OC @ factor_II[first:last, last:]
     return weight.to(weight_OI.dtype)
-
-
-def factor_of_inverse(products_II: Tensor) -> Tensor:
-    """Return the upper Cholesky factor U of the damped inverse: U^T U = (H + damping I)^-1."""
-    idle_I = products_II.diagonal() == 0
-    mean = products_II.diagonal().mean()
-    eye_II = torch.eye(len(products_II), dtype=products_II.dtype, device=products_II.device)
-    share = DAMPING
-    upper_II: Tensor
-    for _ in range(TRIES):
-        damped_II = products_II + eye_II * (share * mean + idle_I)
-        lower_II, failed = torch.linalg.cholesky_ex(damped_II)
-        if not failed:
-            upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
-            if not failed and bool(torch.isfinite(upper_II).all()):
-                return upper_II
-        share *= 10.0
-    raise NiwakiError(
-        f"the products of the inputs have no Cholesky factor, with {share / 10 * 100:g}% of their mean added",
-        expected="finite activations",
-        fix="by: wanda, or more examples",
-    )
 
 
 def _mask(part_OC: Tensor, factor_CC: Tensor, rule: Rule, kept: int) -> Tensor:

@@ -1,0 +1,295 @@
+"""The parameters of `quantize`, and how a model is packed with them."""
+
+# O outputs, I inputs
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from niwaki.anatomy import anatomy_of
+from niwaki.calibrate import input_products, input_ranges
+from niwaki.errors import NiwakiError, closest
+from niwaki.grid import Grid, Rounded, Zero
+from niwaki.layers.linear import is_int8
+from niwaki.surgery import quantize_embedding, quantize_linear
+from niwaki.technique import Context, Grain, Technique
+from niwaki.techniques.quantize import rounding
+
+DATA_FREE: dict[str, Callable[[Tensor, Grid], Rounded]] = {
+    "mean-square": rounding.mean_square,
+    "percentile": rounding.percentile,
+    "hqq": rounding.hqq,
+}
+SOLVERS: dict[str, Callable[[Tensor, Tensor, Grid], Rounded]] = {"gptq": rounding.gptq, "awq": rounding.awq}
+
+
+Bits = Literal[8, 6, 4, 3, 2]
+By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq"]
+#: What most people want, by name.
+PRESETS: dict[str, dict[str, Any]] = {
+    "int8": {},
+    "int8-static": {"activations": "static"},
+    "int8-weights": {"activations": "none"},
+    "int8-embeddings-int4": {"embeddings": 4},
+    "int4": {"bits": 4, "group": 32, "symmetric": False, "by": "mean-square", "embeddings": 4},
+    "int4-gptq": {"bits": 4, "group": 32, "symmetric": False, "by": "gptq", "embeddings": 4},
+    "int4-awq": {"bits": 4, "group": 32, "symmetric": False, "by": "awq", "embeddings": 4},
+}
+#: What `override` may say of single modules.
+GRID = ("bits", "group", "symmetric", "by")
+OVERRIDES = (*GRID, "activations")
+
+
+class Quantize(Technique):
+    """Store weights as integers of 8 to 2 bits, and compute with integers where the processor has such products.
+
+    A weight becomes w = (q - z) s: s the step that the weights of a row share (or of a group of it, or of the whole
+    matrix), q an integer, and z the integer that stands for 0: the middle of the range where `symmetric`, else one of
+    each group. With 8 bits by row around the middle, products are those of integers: activations become x = (u - z) s
+    with u in 0..255; their range is taken from each input at run time ("dynamic"), or once from calibration rows
+    ("static"), or they stay as they are ("none": smaller, not faster), which is all that other grids have. An embedding
+    table has one step a row. The integers in the saved model are the integers in the exported artifact.
+
+    Which integers: "nearest" takes the range as it is; "mean-square" shrinks it to the least squared error;
+    "percentile" cuts its tails; "hqq" moves the zero points, which become numbers between integers, until outliers no
+    longer count. "gptq" and "awq" look at calibration rows: the first rounds column by column and lets the columns that
+    are left make up for each error, the second scales up the inputs that carry most. Both take the layers in order, on
+    inputs that the layers before, rounded, put out.
+
+    Args:
+        preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
+            "int4-gptq" or "int4-awq"; what is given beside it counts more.
+        bits: bits of a weight: 8, 6, 4, 3 or 2.
+        group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
+        symmetric: the middle of the integers stands for 0; else each group has a zero point.
+        by: how the integers are found.
+        activations: "dynamic", "static" or "none"; by default dynamic where products are those of integers. Dynamic
+            needs no calibration and loses least; static saves the pass that finds the range.
+        embeddings: bits of the embedding tables, and of a language head tied to one; true is 8, false leaves them as
+            they are. They are half of a small model's bytes.
+        skip: dotted names, or patterns with * and ?, of modules that stay as they are.
+        override: by name or pattern, other bits, group, symmetric, activations or by for single linears.
+        examples: training rows to look at; padding is never counted. 128 to 1024.
+        keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
+
+    Raises:
+        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, or
+            weights are not finite.
+
+    Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
+
+    References:
+        Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+        equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT. Nagel et al. 2021, A White Paper on Neural Network
+        Quantization (mean-square). Wu et al. 2020, Integer Quantization for Deep Learning Inference (percentile).
+        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Badri and Shaji 2023, Half-Quadratic
+        Quantization of Large Machine Learning Models (hqq).
+
+    Example:
+        >>> Quantize(bits=8).activations, Quantize(preset="int4").activations
+        ('dynamic', 'none')
+    """
+
+    grain: ClassVar[Grain] = Grain.BIT
+
+    preset: str | None = None
+    bits: Bits = 8
+    group: Annotated[int, Field(ge=2)] | Literal["channel", "tensor"] = "channel"
+    symmetric: bool = True
+    by: By = "nearest"
+    activations: Literal["dynamic", "static", "none"] = "dynamic"
+    embeddings: bool | Bits = True
+    skip: tuple[str, ...] = ()
+    override: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    examples: int = Field(256, ge=1)
+    keep_range: float = Field(1.0, gt=0.5, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        """Fill in what a preset says, and activations that the grid allows."""
+        if not isinstance(given, dict):
+            return given
+        if (preset := given.get("preset")) is not None:
+            if preset not in PRESETS:
+                meant = closest(str(preset), PRESETS) or "int8"
+                raise ValueError(f"there is no preset {preset!r}, expected one of {', '.join(PRESETS)}: {meant}")
+            given = PRESETS[preset] | given
+        known = {"bits": 8, "group": "channel", "symmetric": True, "by": "nearest"} | given
+        return given if is_int8(_grid(**{name: known[name] for name in GRID})) else {"activations": "none"} | given
+
+    @model_validator(mode="after")
+    def _sound(self) -> Quantize:
+        if self.activations != "none" and not is_int8(self.grid):
+            raise ValueError(
+                f"activations {self.activations} want weights of 8 bits, symmetric, by channel or tensor: leave "
+                f"activations, which are then floats, or write bits: 8 and leave group"
+            )
+        for pattern, settings in self.override.items():
+            if unknown := sorted(set(settings) - set(OVERRIDES)):
+                raise ValueError(f"override {pattern!r} has {', '.join(unknown)}, expected {', '.join(OVERRIDES)}")
+            self._with(settings)
+        return self
+
+    @property
+    def grid(self) -> Grid:
+        """Return the grid of the linears."""
+        return _grid(self.bits, self.group, self.symmetric, self.by)
+
+    @property
+    def table_bits(self) -> int:
+        """Return the bits of embedding tables; 0 where they stay as they are."""
+        return 8 if self.embeddings is True else int(self.embeddings)
+
+    def of(self, name: str) -> Quantize:
+        """Return the settings for one linear."""
+        for pattern, settings in self.override.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return self._with(settings)
+        return self
+
+    def _with(self, settings: dict[str, Any]) -> Quantize:
+        given = {name: getattr(self, name) for name in GRID} | settings
+        if "activations" not in given and is_int8(self.grid) and is_int8(_grid(*(given[name] for name in GRID))):
+            given["activations"] = self.activations
+        return Quantize(**given)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before any work begins, what cannot be done to this model."""
+        linears, tables = self.chosen(model)
+        for name in (*linears, *tables):
+            module = model.get_submodule(name)
+            weight = cast(Tensor, module.weight)
+            if not bool(torch.isfinite(weight).all()):
+                raise NiwakiError(f"{name} has weights that are not finite", expected="numbers", place="quantize")
+            group = self.of(name).group
+            if name in linears and isinstance(group, int) and weight.shape[1] % group:
+                raise NiwakiError(
+                    f"group is {group}, and {name} has {weight.shape[1]} inputs",
+                    expected="a group that divides every width",
+                    fix=f'group: {math.gcd(group, weight.shape[1])}, or override: {{"{name}": {{group: channel}}}}',
+                    place="quantize",
+                )
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Pack the model now."""
+        self.check(model)
+        linears, tables = self.chosen(model)
+        static = [name for name in linears if self.of(name).activations == "static"]
+        ranges: dict[str, tuple[float, float]] = {}
+        if static:
+            ranges = input_ranges(model, static, context.calibration_batches(self.examples), self.keep_range)
+        shared = set(anatomy_of(model).tied_names or ()) if tables else set()
+        for names in by_layer(model, [name for name in linears if name not in shared]):
+            solved = [name for name in names if self.of(name).by in SOLVERS]
+            products: dict[str, Tensor] = {}
+            if solved:
+                products = input_products(model, solved, context.calibration_batches(self.examples))
+            for name in names:
+                self._pack(model, name, products.get(name), ranges.get(name))
+        for name in tables:
+            quantize_embedding(model, module=name, bits=self.table_bits)
+        for name in linears:
+            if name in shared:  # the language head, which is the word table
+                kind = "none" if self.table_bits < 8 else self.activations
+                self._quantize(model, name, Grid(self.table_bits), kind, None, ranges.get(name))
+        return model
+
+    def _pack(
+        self, model: nn.Module, name: str, products_II: Tensor | None, limits: tuple[float, float] | None
+    ) -> None:
+        settings = self.of(name)
+        weight_OI = cast(nn.Linear, model.get_submodule(name)).weight.detach()
+        rounded = rounded_by(settings.by, weight_OI, products_II, settings.grid)
+        self._quantize(model, name, settings.grid, settings.activations, rounded, limits)
+
+    def _quantize(
+        self,
+        model: nn.Module,
+        name: str,
+        grid: Grid,
+        activations: Literal["dynamic", "static", "none"],
+        rounded: Rounded | None,
+        limits: tuple[float, float] | None,
+    ) -> None:
+        arguments: dict[str, Any] = {"module": name, "bits": grid.bits, "activations": activations}
+        if grid.group != "channel":
+            arguments["group"] = grid.group
+        if grid.zero != "middle":
+            arguments["zero"] = grid.zero
+        if activations == "static" and limits is not None:
+            arguments["scale"], arguments["zero_point"] = affine(*limits)
+        if rounded is not None:
+            arguments["values"] = rounded
+            if rounded.input_scale is not None:
+                arguments["scales_inputs"] = True
+        quantize_linear(model, **arguments)
+
+    def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
+        """Return the dotted names of the linears and of the embedding tables to pack.
+
+        The head stays as it is: every error in it is an error in the answer. But a language head that is tied to the
+        word table is packed with it: one table of integers serves both.
+        """
+        modules = dict(model.named_modules())
+        for place, patterns in (("skip", self.skip), ("override", tuple(self.override))):
+            self._check_patterns(place, patterns, list(modules))
+        tied = anatomy_of(model).tied_names
+        with_table = tied is not None and bool(self.embeddings) and not any(self._skipped(name) for name in tied)
+        head = None if with_table else anatomy_of(model).head
+        full = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight.numel()}
+        linears = [n for n, m in full.items() if m is not head and not self._skipped(n)]
+        tables = [n for n, m in modules.items() if isinstance(m, nn.Embedding) and not self._skipped(n)]
+        if not linears and not tables:
+            raise NiwakiError("quantize found nothing to pack", expected="a model with linears that are not packed yet")
+        return linears, tables if self.embeddings else []
+
+    def _skipped(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.skip)
+
+    def _check_patterns(self, place: str, patterns: tuple[str, ...], names: list[str]) -> None:
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise NiwakiError(
+                    f"{place} has {pattern!r}, which matches no module",
+                    expected="a dotted module name or a pattern",
+                    fix=f"'*{names[-1].rpartition('.')[2]}'",
+                    place="quantize",
+                )
+
+
+def _grid(bits: int, group: int | Literal["channel", "tensor"], symmetric: bool, by: str) -> Grid:
+    zero: Zero = "float" if by == "hqq" else "middle" if symmetric else "integer"
+    return Grid(bits, group, zero)
+
+
+def by_layer(model: nn.Module, names: list[str]) -> list[list[str]]:
+    """Return the names in the order of a forward pass: those of each layer together, then the others."""
+    layers = [[name for name in names if name.startswith(f"{layer.path}.")] for layer in anatomy_of(model).layers]
+    inside = {name for group in layers for name in group}
+    return [group for group in (*layers, [name for name in names if name not in inside]) if group]
+
+
+def rounded_by(by: str, weight_OI: Tensor, products_II: Tensor | None, grid: Grid) -> Rounded | None:
+    """Return the integers that a method finds for one matrix; none where they are the nearest."""
+    if products_II is not None:
+        return SOLVERS[by](weight_OI, products_II.to(weight_OI.device), grid)
+    return None if by == "nearest" else DATA_FREE[by](weight_OI, grid)
+
+
+def affine(low: float, high: float) -> tuple[float, int]:
+    """Return scale and zero point that map [low, high], widened to hold 0, onto 0..255.
+
+    >>> affine(-100.0, 155.0)
+    (1.0, 100)
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / 255.0, 1e-12)
+    return scale, int(min(255, max(0, round(-low / scale))))
