@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import input_ranges
-from niwaki.errors import NiwakiError
+from niwaki.packable import packable
 from niwaki.surgery import quantize_embedding, quantize_linear
 from niwaki.technique import Context, Grain, Technique
 
@@ -75,35 +73,8 @@ class Quantize(Technique):
         return model
 
     def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
-        """Return the dotted names of the linears and of the embedding tables to pack.
-
-        The head stays as it is: every error in it is an error in the answer. But a language head that is tied to the
-        word table is packed with it: one table of integers serves both.
-        """
-        modules = dict(model.named_modules())
-        self._check_skip(list(modules))
-        tied = anatomy_of(model).tied_names
-        with_table = tied is not None and self.embeddings and not any(self._skipped(name) for name in tied)
-        head = None if with_table else anatomy_of(model).head
-        full = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight.numel()}
-        linears = [n for n, m in full.items() if m is not head and not self._skipped(n)]
-        tables = [n for n, m in modules.items() if isinstance(m, nn.Embedding) and not self._skipped(n)]
-        if not linears and not tables:
-            raise NiwakiError("quantize found nothing to pack", expected="a model with linears that are not packed yet")
-        return linears, tables if self.embeddings else []
-
-    def _skipped(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.skip)
-
-    def _check_skip(self, names: list[str]) -> None:
-        for pattern in self.skip:
-            if not fnmatch.filter(names, pattern):
-                raise NiwakiError(
-                    f"skip has {pattern!r}, which matches no module",
-                    expected="a dotted module name or a pattern",
-                    fix=f"'*{names[-1].rpartition('.')[2]}'",
-                    place="quantize",
-                )
+        """Return the dotted names of the linears and of the embedding tables to pack."""
+        return packable(model, embeddings=self.embeddings, skip=self.skip, technique=self.name)
 
 
 def affine(low: float, high: float) -> tuple[float, int]:
