@@ -87,7 +87,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
 
 
 def stored(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return what the file of a model holds, and its metadata: zeros left out and codes coded where the edits say so."""
+    """Return what a model's file holds, and its metadata: no zeros, and codes coded, where the edits say so."""
     tensors, coded = entropy.pack(tensors_of(model), entropy_coded(model))
     if not is_sparse(model):
         return tensors, coded

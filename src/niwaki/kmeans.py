@@ -96,10 +96,14 @@ def _different_values(sorted_GN: Tensor, counted_GN: Tensor, size: int) -> tuple
 
 
 def _boundaries(centroids_GK: Tensor) -> Tensor:
-    """Return the greatest value that belongs to each centroid but the last: the middle, and below the next centroid."""
+    """Return the greatest value that belongs to each centroid but the last: the middle, and below the next centroid.
+
+    Where the table ends with the same number several times, the first of them has all values.
+    """
     low, high = centroids_GK[:, :-1], centroids_GK[:, 1:]
     below = torch.nextafter(high, torch.full_like(high, -math.inf))
-    return torch.minimum(low + (high - low) / 2, below).contiguous()
+    middle = torch.minimum(low + (high - low) / 2, below)
+    return middle.masked_fill_(low == centroids_GK[:, -1:], math.inf).contiguous()
 
 
 def _lloyd(sorted_GN: Tensor, counted_GN: Tensor, size: int) -> Tensor:

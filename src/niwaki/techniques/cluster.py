@@ -38,8 +38,7 @@ class Cluster(Technique):
         embeddings: also cluster the embedding tables, and a language head tied to one; they are half of a small model's
             bytes.
         skip: dotted names, or patterns with * and ?, of modules that stay as they are.
-        entropy: Huffman-code the codes in the file; it saves a tenth to a quarter, more after pruning, and a model loads
-            about a second later.
+        entropy: Huffman-code the codes in the file; it saves a tenth to a quarter, more after pruning.
 
     Raises:
         NiwakiError: a pattern of `skip` matches nothing, or everything is packed already.
@@ -92,7 +91,7 @@ class Cluster(Technique):
 
     def _pays(self, rows: int, columns: int) -> bool:
         """Say whether codes and centroids take fewer bytes than the floats."""
-        tables = -(-rows // (self.group_rows or rows))
+        tables = -(-rows // (self.group_rows or max(1, rows)))
         return rows * packed_size(columns, self.bits) + tables * 4 * 2**self.bits < 4 * rows * columns
 
     def store(self, model: nn.Module, name: str) -> None:
@@ -166,7 +165,7 @@ def _clustered(matrix: Matrix, technique: Cluster) -> tuple[Tensor, nn.Parameter
 
 
 def _seen(matrix: nn.Module) -> Tensor:
-    """Return the weight (R, C) that the centroids make up; in the gradient, the sum over its weights is a centroid's."""
+    """Return the weight (R, C) that the centroids make up; a centroid's gradient is the sum of its weights'."""
     codes_RC, centroids = matrix.get_buffer("codes"), matrix.get_parameter("centroids")
     with_zero = nn.functional.pad(centroids, (1, 0))
     return with_zero.index_select(0, codes_RC.flatten()).view(codes_RC.shape)
