@@ -28,7 +28,7 @@ def test_by_hand() -> None:
 
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=40), st.integers(1, 3))
 def test_it_is_stable(numbers: list[int], bits: int) -> None:
-    """Each value is with the nearest centroid, each centroid the mean of its values, and none is idle that could help."""
+    """Each value is with the nearest centroid, a centroid is the mean of its values, and none idles that could help."""
     weight = torch.tensor([numbers], dtype=torch.float32)
     centroids, codes = codebooks(weight, bits, keep_zeros=False)
     distances = (weight[..., None] - centroids[:, None]).abs()

@@ -41,7 +41,7 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     words = lanes[..., 0].to(torch.int64)
     for lane in range(1, BLOCK):
         words |= lanes[..., lane].to(torch.int64) << (lane * bits)
-    packed = words[..., None].view(torch.uint8)[..., :bits].flatten(-2)
+    packed: Tensor = words[..., None].view(torch.uint8)[..., :bits].flatten(-2)
     return packed[..., : packed_size(count, bits)].contiguous()
 
 

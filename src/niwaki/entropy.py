@@ -67,10 +67,10 @@ def unpack(stored: Mapping[str, Tensor], metadata: Mapping[str, str] | None, pla
         NiwakiError: a stream is broken, or does not hold so many codes.
     """
     tensors = dict(stored)
-    for name, shape in _shapes((metadata or {}).get(SHAPES, "{}"), place).items():
+    for name, (rows, columns, bits) in _shapes((metadata or {}).get(SHAPES, "{}"), place).items():
         if name not in stored:
             raise _corrupt(f"{name} is not there", place)
-        tensors[name] = _decoded(name, stored[name], *shape, place)
+        tensors[name] = _decoded(name, stored[name], rows, columns, bits, place)
     return tensors
 
 

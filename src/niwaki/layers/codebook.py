@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,10 +103,9 @@ class ClusteredLinear(Codebook):
         """Map (..., I) to (..., O)."""
         return nn.functional.linear(hidden, self.weight, self.bias)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClusteredLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._weight_OI = None  # moved or cast, codes and centroids are others
-        super()._apply(fn, recurse)
-        return self
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
         self._weight_OI = None
@@ -150,9 +149,10 @@ def in_floats(model: nn.Module) -> nn.Module:
 
 def _as_linear(clustered: ClusteredLinear) -> nn.Linear:
     """Return an ordinary linear with the weights looked up."""
-    linear = nn.utils.skip_init(
+    linear: nn.Linear = nn.utils.skip_init(
         nn.Linear, clustered.in_features, clustered.out_features, bias=clustered.bias is not None
     )
     linear.weight = nn.Parameter(clustered.weight, requires_grad=False)
     linear.bias = None if clustered.bias is None else nn.Parameter(clustered.bias, requires_grad=False)
-    return linear.train(clustered.training)
+    linear.train(clustered.training)
+    return linear

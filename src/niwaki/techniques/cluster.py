@@ -33,12 +33,12 @@ class Cluster(Technique):
 
     Args:
         bits: of a code, 1 to 8. 8 and 5 lose little without training; see the card for 4 and 3.
-        group_rows: rows of a matrix that share a table of centroids; by default all. Smaller groups fit better and cost
+        group_rows: rows of a matrix that share a table of centroids; by default all. Smaller groups fit nearer and cost
             a table of 4 * 2 ** bits bytes each: 64 to 512.
         embeddings: also cluster the embedding tables, and a language head tied to one; they are half of a small model's
             bytes.
         skip: dotted names, or patterns with * and ?, of modules that stay as they are.
-        entropy: Huffman-code the codes in the file; it saves a tenth to a quarter, more after pruning.
+        entropy: Huffman-code the codes in the file; it saves a tenth to a sixth, more after pruning.
 
     Raises:
         NiwakiError: a pattern of `skip` matches nothing, or everything is packed already.
@@ -92,7 +92,8 @@ class Cluster(Technique):
     def _pays(self, rows: int, columns: int) -> bool:
         """Say whether codes and centroids take fewer bytes than the floats."""
         tables = -(-rows // (self.group_rows or max(1, rows)))
-        return rows * packed_size(columns, self.bits) + tables * 4 * 2**self.bits < 4 * rows * columns
+        size: int = rows * packed_size(columns, self.bits) + 4 * tables * 2**self.bits
+        return size < 4 * rows * columns
 
     def store(self, model: nn.Module, name: str) -> None:
         """Put codes and centroids in the place of one matrix."""
@@ -133,7 +134,7 @@ class Centroids(Companion):
             handle.remove()
         matrices = {
             name: module
-            for name, module in model.named_modules(remove_duplicate=False)
+            for name, module in model.named_modules()
             if isinstance(module, Matrix) and "codes" in module._buffers
         }
         for matrix in matrices.values():
