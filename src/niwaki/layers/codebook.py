@@ -153,6 +153,7 @@ def _as_linear(clustered: ClusteredLinear) -> nn.Linear:
         nn.Linear, clustered.in_features, clustered.out_features, bias=clustered.bias is not None
     )
     linear.weight = nn.Parameter(clustered.weight, requires_grad=False)
-    linear.bias = None if clustered.bias is None else nn.Parameter(clustered.bias, requires_grad=False)
+    if clustered.bias is not None:
+        linear.bias = nn.Parameter(clustered.bias, requires_grad=False)
     linear.train(clustered.training)
     return linear
