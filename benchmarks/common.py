@@ -35,6 +35,23 @@ def fine_tuned(task: Any) -> Path:
     return finetune(find_base(), task, runs_folder("sst2-minilm") / "base", **FINE_TUNING).folder
 
 
+def sentiment() -> Any:
+    from niwaki.task import Task
+
+    return Task("text-classification", data=str(data_folder() / "sst2"))
+
+
+def stories() -> Any:
+    from niwaki.task import Task
+
+    return Task("language-modelling", data=str(data_folder() / "tinystories"))
+
+
+def records_of(rows: dict[str, Any]) -> list[Any]:
+    """Return measurements as JSON."""
+    return [row.model_dump(mode="json") for row in rows.values()]
+
+
 def shown(path: Path) -> str:
     """Name a path without the machine it lies on."""
     for name, root in (("data", data_folder()), ("runs", runs_folder(".").parent)):

@@ -11,6 +11,7 @@ from niwaki import techniques
 from niwaki.anatomy import FAMILIES
 from niwaki.task import Task
 from niwaki.technique import Grain, Technique
+from niwaki.techniques.cluster import Cluster
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.prune import Prune
@@ -37,9 +38,14 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Prune(keep_heads=0.5, keep_neurons=0.5, multiple_of=8, by="movement"), None, True),
     (Prune(keep={"macs": 0.6}, by="mask-search", multiple_of=8, examples=32), None, True),
     (Prune(keep_heads=0.5, keep_neurons=0.5, by="second-order", multiple_of=8, examples=32), None, True),
+    (Cluster(bits=4), None, True),
+    (Cluster(bits=3, group_rows=16, entropy=True), None, True),
     (Quantize(), None, True),
     (Quantize(activations="static"), None, True),
     (Quantize(activations="none", embeddings=False), None, True),
+    (Quantize(preset="int4", group=16), None, True),
+    (Quantize(preset="int4-gptq", group=16, examples=32), None, True),
+    (Quantize(preset="int4-awq", bits=3, group=16, examples=32), None, True),
     (Trim(), Trim(keep_tokens=1.0), True),
 ]
 

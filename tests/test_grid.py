@@ -1,4 +1,4 @@
-"""Integers packed into bytes, and the grids that weights are rounded to."""
+"""The grids that weights are rounded to."""
 
 from __future__ import annotations
 
@@ -7,24 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.bits import pack_bits, packed_size, unpack_bits
 from niwaki.grid import Grid, fit, nearest, to_floats
 
 ZEROS = ("middle", "integer", "float")
-
-
-@given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 3), st.integers(0, 2**31))
-def test_what_is_packed_is_unpacked(bits: int, count: int, rows: int, seed: int) -> None:
-    values = torch.randint(2**bits, (rows, count), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    packed = pack_bits(values, bits)
-    assert packed.shape == (rows, packed_size(count, bits)) and packed.dtype == torch.uint8
-    assert torch.equal(unpack_bits(packed, bits, count), values)
-
-
-def test_packing_by_hand() -> None:
-    """3 bits: 5 + 8 * 6 + 64 * 1 (its lowest two bits: 01) = 117, and the third bit of 1 is 0."""
-    assert pack_bits(torch.tensor([5, 6, 1], dtype=torch.uint8), 3).tolist() == [117, 0]
-    assert pack_bits(torch.tensor([0, 0, 4], dtype=torch.uint8), 3).tolist() == [0, 1]
 
 
 @given(

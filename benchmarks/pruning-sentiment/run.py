@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from common import data_folder, fine_tuned, models_folder, runs_folder, write_result
+from common import fine_tuned, models_folder, records_of, runs_folder, sentiment, stories, write_result
 
 from niwaki.artifacts import export
 from niwaki.checkpoint import WEIGHTS, load
@@ -57,14 +57,6 @@ def main(names: list[str]) -> None:
     ]
     figures = {name: value for stage in done for name, value in stage["figures"].items()}
     write_result(CASE, figures, [record for stage in done for record in stage["records"]], {"seeds": list(SEEDS)})
-
-
-def sentiment() -> Task:
-    return Task("text-classification", data=str(data_folder() / "sst2"))
-
-
-def stories() -> Task:
-    return Task("language-modelling", data=str(data_folder() / "tinystories"))
 
 
 def post(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
@@ -190,10 +182,6 @@ def measured(base: Path, runs: Iterable[Run], task: Task, runtime: str = "onnxru
     """Measure base and runs in one session; return the rows by name, the base's first."""
     rows = compare(base, *(one.folder for one in runs), task=task, runtimes=[runtime], progress=False).rows
     return {row.name: row for row in rows}
-
-
-def records_of(rows: dict[str, Measurement]) -> list[Any]:
-    return [row.model_dump(mode="json") for row in rows.values()]
 
 
 def drop(row: Measurement) -> float:

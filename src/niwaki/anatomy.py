@@ -282,9 +282,9 @@ class Anatomy:
         head, table = self.language_head, self.word_embeddings
         if head is None or not getattr(self.model.config, "tie_word_embeddings", False):
             return None
-        stored = [
-            (w.shape, w.dtype) for w in (getattr(part, "weight", None) for part in (head, table)) if w is not None
-        ]
+        # what a module stores first is its matrix, in floats, integers or codes
+        first = [next(iter(part.state_dict(keep_vars=True).items()), ("", None)) for part in (head, table)]
+        stored = [(name, tensor.shape, tensor.dtype) for name, tensor in first if tensor is not None]
         alike = len(stored) == 2 and stored[0] == stored[1]
         return (self.family.language_head, self.prefix + self.family.word_embeddings) if alike else None
 

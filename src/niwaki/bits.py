@@ -1,52 +1,88 @@
-"""Unsigned integers of 1 to 8 bits, packed into bytes without gaps: the first value in the lowest bits."""
+"""Pack small unsigned integers densely into bytes, and unpack them."""
 
-# N values, P bytes
+# N values in a row, M bytes; `...` any leading dimensions
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from niwaki.errors import NiwakiError
+
+#: Values that are packed together: as many as bits in a byte, so that a block of them fills whole bytes, one a bit.
+BLOCK = 8
+
 
 def pack_bits(values: Tensor, bits: int) -> Tensor:
-    """Pack integers of so many bits, uint8 (..., N), into uint8 (..., ceil(N * bits / 8)).
+    """Pack unsigned integers of `bits` bits along the last dimension, low bits first.
 
-    >>> pack_bits(torch.tensor([1, 2, 15], dtype=torch.uint8), 4).tolist()
-    [33, 15]
+    Value i takes the bits i * bits to (i + 1) * bits - 1 of its row; bit j of a row is bit j % 8 (least significant
+    first) of byte j // 8. What is left of the last byte is 0. A meta tensor gives a meta tensor.
+
+    Args:
+        values: uint8, (..., N), each below 2 ** bits.
+        bits: 1 to 8.
+
+    Returns:
+        uint8, (..., ceil(N * bits / 8)).
+
+    Raises:
+        NiwakiError: a value has more bits.
+
+    >>> pack_bits(torch.tensor([1, 2, 3], dtype=torch.uint8), 4).tolist()
+    [33, 3]
     """
-    if bits == 8:
-        return values.contiguous()
-    shifts = torch.arange(bits, dtype=torch.uint8, device=values.device)
-    stream = (values.unsqueeze(-1).bitwise_right_shift(shifts) & 1).flatten(-2)
-    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    places = torch.arange(8, dtype=torch.uint8, device=values.device)
-    packed: Tensor = stream.bitwise_left_shift(places).sum(dim=-1, dtype=torch.uint8)
-    return packed
+    _check(bits)
+    largest = int(values.max()) if values.numel() and not values.is_meta else 0
+    if largest >> bits:
+        raise NiwakiError(f"{largest} is to be packed into {bits} bits", expected=f"values up to {2**bits - 1}")
+    count = values.shape[-1]
+    lanes = torch.nn.functional.pad(values, (0, -count % BLOCK)).unflatten(-1, (-1, BLOCK))
+    words = lanes[..., 0].to(torch.int64)
+    for lane in range(1, BLOCK):
+        words |= lanes[..., lane].to(torch.int64) << (lane * bits)
+    packed: Tensor = words[..., None].view(torch.uint8)[..., :bits].flatten(-2)
+    return packed[..., : packed_size(count, bits)].contiguous()
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """Return the first `count` integers that were packed, uint8 (..., N).
+    """Return the `count` values a row that `pack_bits` packed.
 
-    >>> unpack_bits(torch.tensor([33, 15], dtype=torch.uint8), 4, 3).tolist()
-    [1, 2, 15]
+    Args:
+        packed: uint8, (..., ceil(count * bits / 8)).
+        bits: 1 to 8.
+        count: values in a row, N.
+
+    Returns:
+        uint8, (..., N).
+
+    Raises:
+        NiwakiError: so many values do not take so many bytes.
+
+    >>> unpack_bits(torch.tensor([33, 3], dtype=torch.uint8), bits=4, count=3).tolist()
+    [1, 2, 3]
     """
-    if bits == 8:
-        return packed[..., :count]
-    if 8 % bits == 0:  # no value lies across two bytes
-        starts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-        values: Tensor = packed.unsqueeze(-1).bitwise_right_shift(starts) & (2**bits - 1)
-        return values.flatten(-2)[..., :count]
-    first = torch.arange(count, device=packed.device) * bits
-    words = torch.nn.functional.pad(packed, (0, 1)).to(torch.int32)
-    pairs: Tensor = words[..., :-1] | words[..., 1:].bitwise_left_shift(8)
-    values = pairs[..., first // 8].bitwise_right_shift(first % 8) & (2**bits - 1)
-    return values.to(torch.uint8)
+    _check(bits)
+    if packed.shape[-1] != packed_size(count, bits):
+        raise NiwakiError(
+            f"{packed.shape[-1]} bytes a row for {count} values of {bits} bits",
+            expected=f"{packed_size(count, bits)} bytes",
+        )
+    blocks = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits)).unflatten(-1, (-1, bits))
+    words = torch.nn.functional.pad(blocks, (0, BLOCK - bits)).view(torch.int64)[..., 0]
+    lanes = [(words >> (lane * bits)).to(torch.uint8).bitwise_and_(2**bits - 1) for lane in range(BLOCK)]
+    return torch.stack(lanes, dim=-1).flatten(-2)[..., :count].contiguous()
 
 
 def packed_size(count: int, bits: int) -> int:
-    """Return the bytes of so many packed values.
+    """Return how many bytes so many values take.
 
-    >>> packed_size(3, 3)
+    >>> packed_size(3, bits=3)
     2
     """
-    return (count * bits + 7) // 8
+    return -(-count * bits // 8)
+
+
+def _check(bits: int) -> None:
+    if not 1 <= bits <= BLOCK:
+        raise NiwakiError(f"bits is {bits}", expected="1 to 8")

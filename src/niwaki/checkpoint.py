@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from niwaki import sparse
+from niwaki import entropy, sparse
 from niwaki.errors import NiwakiError
-from niwaki.surgery import is_plain, is_sparse, journal_of, replay, tie_head, tied_names
+from niwaki.surgery import entropy_coded, is_plain, is_sparse, journal_of, replay, tie_head, tied_names
 from niwaki.vocabulary import ids_of, narrowed
 
 WEIGHTS = "model.safetensors"
@@ -64,17 +64,15 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
         model: to be written.
         folder: made where it is missing.
         tokenizer: written beside the model.
-        dense: write zeros too, also of weights that `surgery.sparsify_linear` says are stored sparse.
+        dense: write zeros too, also of weights that `surgery.sparsify_linear` says are stored sparse, and codes as
+            they are, also those that are to be entropy-coded.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).unlink(missing_ok=True)
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     config["architectures"] = [type(model).__name__]
-    tensors = tensors_of(model)
-    metadata: dict[str, str] = {}
-    if is_sparse(model) and not dense:
-        tensors, metadata = sparse.pack(tensors)
+    tensors, metadata = (tensors_of(model), {}) if dense else stored(model)
     config["niwaki"] = {"plain": is_plain(model) and not metadata}
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     journal = journal_of(model)
@@ -86,6 +84,25 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
         tokenizer.save_pretrained(folder)
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **metadata})
     return folder
+
+
+def stored(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return what a model's file holds, and its metadata: no zeros, and codes coded, where the edits say so."""
+    tensors, coded = entropy.pack(tensors_of(model), entropy_coded(model))
+    if not is_sparse(model):
+        return tensors, coded
+    tensors, packed = sparse.pack(tensors)
+    return tensors, {**coded, **packed}
+
+
+def read(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file as the model has them."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        metadata = opened.metadata()
+    return entropy.unpack(sparse.unpack(tensors, metadata, str(file)), metadata, str(file))
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -108,8 +125,9 @@ def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], assign: bool
     """
     names = tied_names(model)
     if names is not None:
-        head, table = (f"{name}.weight" for name in names)
-        tensors = {head: tensors[table], **tensors} if table in tensors else tensors
+        head, table = names
+        shared = [name for name in model.get_submodule(head).state_dict() if f"{table}.{name}" in tensors]
+        tensors = {**{f"{head}.{name}": tensors[f"{table}.{name}"] for name in shared}, **tensors}
     model.load_state_dict(tensors, strict=True, assign=assign)
     tie_head(model)
 
@@ -157,7 +175,7 @@ def load_run(folder: Path) -> nn.Module:
     model.niwaki_journal = records[:1]  # type: ignore[assignment]
     replay(model, records)
     try:
-        put_tensors(model, sparse.read(folder / WEIGHTS))
+        put_tensors(model, read(folder / WEIGHTS))
     except RuntimeError as error:
         raise NiwakiError(f"{folder / WEIGHTS} does not fit {folder / JOURNAL}: {error}") from error
     return model.eval()

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -70,24 +69,6 @@ def unpack(stored: Mapping[str, Tensor], metadata: Mapping[str, str] | None, pla
     bitmaps = {f"{name}.bitmap" for name in shapes}
     dense = {name: _unpacked(name, stored, shape, place) for name, shape in shapes.items()}
     return {name: dense.get(name, tensor) for name, tensor in stored.items() if name not in bitmaps}
-
-
-def stored_bytes(tensor: Tensor) -> int:
-    """Return the bytes that a tensor takes in a file where zeros are left out.
-
-    >>> stored_bytes(torch.eye(64)), stored_bytes(torch.ones(64, 64))
-    (768, 16384)
-    """
-    plain = tensor.detach().cpu().contiguous()
-    return sum(part.numel() * part.element_size() for part in _packed(plain) or (plain,))
-
-
-def read(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, packed ones unpacked."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as opened:
-        return unpack({name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata(), str(file))  # noqa: SIM118
 
 
 def _packed(tensor: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -6,6 +6,7 @@ A model written for training computes things an artifact never needs. What is ta
   the feed-forward run for that token alone;
 * query, key and value read one input: it is rounded to bytes once, and the three products become one;
 * an attention without heads or a feed-forward without neurons adds its bias alone;
+* clustered weights are looked up once, and stand in the file as floats;
 * the token-type row is added to the position table when all types are 0, and the attention mask is expanded once.
 
 The user's model is never touched: the rewritten one borrows its modules. Only what is recognised is rewritten; any
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import FAMILIES, Anatomy, Layer, anatomy_of
 from niwaki.export.together import Together, alike
+from niwaki.layers.codebook import in_floats
 from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding
 from niwaki.layers.packed import PackedEmbedding
@@ -44,6 +46,7 @@ def prepare(model: nn.Module, token_types: bool) -> nn.Module:
         model: in eval mode; it is not changed, and its modules are shared with the result.
         token_types: whether the artifact takes token types; else they are all 0.
     """
+    model = in_floats(model)
     return LeanClassifier(anatomy_of(model), token_types) if is_known(model) else AsItStands(model)
 
 

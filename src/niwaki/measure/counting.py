@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from niwaki.sparse import stored_bytes
-from niwaki.surgery import is_sparse
+from niwaki.checkpoint import stored
+from niwaki.layers.codebook import Codebook
 from niwaki.task import Encoded
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
@@ -29,7 +29,7 @@ def count_parameters(model: nn.Module) -> int:
 
     Scales and zero points of quantization are bookkeeping and do not count.
     """
-    return sum(tensor.numel() for name, tensor in _own_tensors(model) if _is_weight(name, tensor))
+    return sum(_weights_in(model, name, tensor) for name, tensor in _own_tensors(model))
 
 
 def count_macs_per_token(model: nn.Module, examples: Encoded | Mapping[str, Tensor]) -> float:
@@ -59,9 +59,9 @@ def module_table(model: nn.Module, examples: Encoded | Mapping[str, Tensor]) -> 
     size_bytes: Counter[str] = Counter()
     macs: Counter[str] = Counter()
     for name, tensor in _own_tensors(model):
-        dense = tensor.numel() * tensor.element_size()
-        size_bytes[part_of(name)] += stored_bytes(tensor) if is_sparse(model) else dense
-        parameters[part_of(name)] += tensor.numel() if _is_weight(name, tensor) else 0
+        parameters[part_of(name)] += _weights_in(model, name, tensor)
+    for name, tensor in stored(model)[0].items():
+        size_bytes[part_of(name)] += tensor.nbytes
     for name, count in _macs_by_module(model, batch).items():
         macs[part_of(name)] += count
     tokens = batch["input_ids"].numel()
@@ -106,9 +106,13 @@ def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _is_weight(name: str, tensor: Tensor) -> bool:
-    """Say whether a tensor is learnt: a parameter, or the integers that took a parameter's place."""
-    return isinstance(tensor, nn.Parameter) or name.rpartition(".")[2] in ("weight", "bias")
+def _weights_in(model: nn.Module, name: str, tensor: Tensor) -> int:
+    """Return how many weights or biases a tensor holds: a parameter, or the integers or codes that took its place."""
+    home, _, leaf = name.rpartition(".")
+    if leaf == "codes":
+        module = model.get_submodule(home)
+        return module.num_weights if isinstance(module, Codebook) else 0
+    return tensor.numel() if isinstance(tensor, nn.Parameter) or leaf in ("weight", "bias") else 0
 
 
 def _batch_of(examples: Encoded | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ KNOWN = {
     "narrow_neurons",
     "narrow_hidden",
     "narrow_vocabulary",
+    "cluster_linear",
+    "cluster_embedding",
     "quantize_linear",
     "quantize_embedding",
     "sparsify_linear",
@@ -130,7 +132,11 @@ def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
 
 
 def _packed(journal: Sequence[Row]) -> list[str]:
-    """Count what was packed into bits."""
+    """Count what was packed into bits.
+
+    >>> _packed([{"edit": "cluster_linear", "module": name, "bits": 4} for name in "ab"])
+    ['2 linear layers as codes of 4 bits: smaller in model.safetensors alone']
+    """
     counts: dict[str, int] = {}
     for record in journal:
         if record.get("edit") == "quantize_linear":
@@ -140,6 +146,10 @@ def _packed(journal: Sequence[Row]) -> list[str]:
             key = f"linear layer# in {record.get('bits', 8)} bits ({how})"
         elif record.get("edit") == "quantize_embedding":
             key = f"embedding table# in {record.get('bits', 8)} bits"
+        elif record.get("edit") in ("cluster_linear", "cluster_embedding"):
+            what = "linear layer#" if record.get("edit") == "cluster_linear" else "embedding table#"
+            how = ", Huffman-coded" if record.get("entropy") else ""
+            key = f"{what} as codes of {record.get('bits')} bits{how}: smaller in model.safetensors alone"
         else:
             continue
         counts[key] = counts.get(key, 0) + 1

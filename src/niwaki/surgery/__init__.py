@@ -8,11 +8,13 @@ journal.py     the journal, what makes a function an edit, and doing edits again
 layers.py      keep_layers
 units.py       narrow_heads, narrow_neurons, narrow_hidden
 vocabulary.py  narrow_vocabulary
+clustering.py  cluster_linear, cluster_embedding
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
 cutting.py     what the edits cut with
 """
 
+from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
@@ -23,7 +25,10 @@ from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabular
 __all__ = [
     "EDITS",
     "Record",
+    "cluster_embedding",
+    "cluster_linear",
     "edit",
+    "entropy_coded",
     "fixed_tokens",
     "is_plain",
     "is_sparse",

@@ -13,13 +13,18 @@ from niwaki.errors import NiwakiError
 
 def narrow_linear(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
     """Keep these rows (`dim` 0) or columns (`dim` 1) of a linear, in place."""
-    for name, buffer in linear.named_buffers(recurse=False):  # a mask goes where its weights go
-        if buffer.shape == linear.weight.shape:
-            setattr(linear, name, buffer.index_select(dim, index.to(buffer.device)))
-    narrow(linear, "weight", index, dim)
+    narrow_weight(linear, index, dim)
     if dim == 0:
         narrow(linear, "bias", index, dim=0)
     linear.out_features, linear.in_features = linear.weight.shape
+
+
+def narrow_weight(module: nn.Linear | nn.Embedding, index: torch.Tensor, dim: int) -> None:
+    """Keep these rows or columns of a weight, and of what belongs to it weight by weight, as a mask does."""
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.shape == module.weight.shape:
+            setattr(module, name, buffer.index_select(dim, index.to(buffer.device)))
+    narrow(module, "weight", index, dim)
 
 
 def narrow(module: nn.Module, name: str, index: torch.Tensor, dim: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import nn
 
@@ -24,6 +22,8 @@ def tie_head(model: nn.Module) -> None:
     names = tied_names(model)
     if names is not None:
         head, table = (model.get_submodule(name) for name in names)
-        weights = cast("tuple[torch.Tensor, torch.Tensor]", (head.weight, table.weight))
-        if not weights[0].is_meta and torch.equal(*weights):
-            head.weight = table.weight
+        stored = head.state_dict(keep_vars=True)
+        for name, tensor in table.state_dict(keep_vars=True).items():  # a weight, or codes and centroids
+            own = stored.get(name)
+            if own is not None and not own.is_meta and torch.equal(own, tensor):
+                setattr(head, name, tensor)

@@ -13,7 +13,17 @@ from niwaki.anatomy import Layer, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.empty import EmptyAttention
 from niwaki.residual import residual_of
-from niwaki.surgery.cutting import as_linear, as_table, check_indices, layer_at, linear_of, narrow, narrow_linear, put
+from niwaki.surgery.cutting import (
+    as_linear,
+    as_table,
+    check_indices,
+    layer_at,
+    linear_of,
+    narrow,
+    narrow_linear,
+    narrow_weight,
+    put,
+)
 from niwaki.surgery.journal import edit
 from niwaki.surgery.ties import tie_head
 
@@ -84,7 +94,7 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
     tables = {name: as_table(model.get_submodule(name), name) for name in residual.tables}
     index = torch.tensor(channels)
     for table in tables.values():
-        narrow(table, "weight", index, dim=1)
+        narrow_weight(table, index, dim=1)
         table.embedding_dim = len(channels)
     for name in residual.norms:
         norm = model.get_submodule(name)

@@ -49,9 +49,8 @@ class Weights(weights.Gradual):
         """Return the scores, with a rate of their own."""
         return [{"params": list(self.learnt), "lr": SCORE_RATE, "weight_decay": 0.0}]
 
-    def masked(self, name: str, weight_OI: Tensor | None, mask_OI: Tensor) -> Tensor:
+    def masked(self, name: str, weight_OI: Tensor, mask_OI: Tensor) -> Tensor:
         """Return the weight that the forward pass sees; its gradient goes to weight and score."""
-        assert weight_OI is not None
         return weight_OI * through(mask_OI, self.learnt[self.place[name]])
 
     def scores(self) -> list[Tensor]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,11 +159,11 @@ class Gradual(Scheduled):
 
     def cover(self, name: str, linear: nn.Module) -> None:
         """Put the masked weight before the parameter, for one forward pass."""
-        linear.__dict__["weight"] = self.masked(name, linear._parameters["weight"], linear.get_buffer("mask"))
+        # the parameter, or what another companion put before it
+        linear.__dict__["weight"] = self.masked(name, cast(Tensor, linear.weight), linear.get_buffer("mask"))
 
-    def masked(self, name: str, weight_OI: Tensor | None, mask_OI: Tensor) -> Tensor:
+    def masked(self, name: str, weight_OI: Tensor, mask_OI: Tensor) -> Tensor:
         """Return the weight that the forward pass sees."""
-        assert weight_OI is not None
         return weight_OI * mask_OI
 
     def take(self, done: float) -> None:

@@ -18,6 +18,7 @@ from niwaki.calibrate import input_products, input_ranges
 from niwaki.errors import NiwakiError, closest
 from niwaki.grid import Grid, Rounded, Zero
 from niwaki.layers.linear import is_int8
+from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding, quantize_linear
 from niwaki.technique import Context, Grain, Technique
 from niwaki.techniques.quantize import rounding
@@ -233,36 +234,9 @@ class Quantize(Technique):
         quantize_linear(model, **arguments)
 
     def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
-        """Return the dotted names of the linears and of the embedding tables to pack.
-
-        The head stays as it is: every error in it is an error in the answer. But a language head that is tied to the
-        word table is packed with it: one table of integers serves both.
-        """
-        modules = dict(model.named_modules())
-        for place, patterns in (("skip", self.skip), ("override", tuple(self.override))):
-            self._check_patterns(place, patterns, list(modules))
-        tied = anatomy_of(model).tied_names
-        with_table = tied is not None and bool(self.embeddings) and not any(self._skipped(name) for name in tied)
-        head = None if with_table else anatomy_of(model).head
-        full = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight.numel()}
-        linears = [n for n, m in full.items() if m is not head and not self._skipped(n)]
-        tables = [n for n, m in modules.items() if isinstance(m, nn.Embedding) and not self._skipped(n)]
-        if not linears and not tables:
-            raise NiwakiError("quantize found nothing to pack", expected="a model with linears that are not packed yet")
-        return linears, tables if self.embeddings else []
-
-    def _skipped(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.skip)
-
-    def _check_patterns(self, place: str, patterns: tuple[str, ...], names: list[str]) -> None:
-        for pattern in patterns:
-            if not fnmatch.filter(names, pattern):
-                raise NiwakiError(
-                    f"{place} has {pattern!r}, which matches no module",
-                    expected="a dotted module name or a pattern",
-                    fix=f"'*{names[-1].rpartition('.')[2]}'",
-                    place="quantize",
-                )
+        """Return the dotted names of the linears and of the embedding tables to pack."""
+        check_patterns(model, tuple(self.override), self.name, "override")
+        return packable(model, embeddings=bool(self.embeddings), skip=self.skip, technique=self.name)
 
 
 def _grid(bits: int, group: int | Literal["channel", "tensor"], symmetric: bool, by: str) -> Grid:
