@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from common import fine_tuned, models_folder, records_of, runs_folder, sentiment, stories, write_result
+from common import FINE_TUNING, fine_tuned, models_folder, records_of, runs_folder, sentiment, stories, write_result
 
 from niwaki.artifacts import export
 from niwaki.checkpoint import WEIGHTS, load
@@ -52,11 +52,14 @@ def main(names: list[str]) -> None:
         base = models_folder() / "stories260k" if name == "stories" else fine_tuned(task)
         figures, records = STAGES[name](base, task)
         (folder / f"{name}.json").write_text(json.dumps({"figures": figures, "records": records}), encoding="utf-8")
-    done = [
-        json.loads(path.read_text("utf-8")) for path in (folder / f"{name}.json" for name in STAGES) if path.is_file()
-    ]
-    figures = {name: value for stage in done for name, value in stage["figures"].items()}
-    write_result(CASE, figures, [record for stage in done for record in stage["records"]], {"seeds": list(SEEDS)})
+    done = {
+        name: json.loads((folder / f"{name}.json").read_text("utf-8"))
+        for name in STAGES
+        if (folder / f"{name}.json").is_file()
+    }
+    figures = {name: value for stage in done.values() for name, value in stage["figures"].items()}
+    records = [{"stage": name, **record} for name, stage in done.items() for record in stage["records"]]
+    write_result(CASE, figures, records, {"seeds": list(SEEDS), "fine_tuning": FINE_TUNING})
 
 
 def post(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:

@@ -4,7 +4,7 @@
 
 The commands a user would type are the same:
 
-    niwaki finetune MINILM --data sst2 --out base --epochs 3
+    niwaki finetune MINILM --data sst2 --out base --epochs 3 --seed 1
     niwaki compress base --data sst2 --recipe encoder-cpu --out small
     niwaki compare base small --data sst2
 """
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import peers
-from common import data_folder, fine_tuned, runs_folder, shown, write_result
+from common import FINE_TUNING, data_folder, fine_tuned, runs_folder, shown, write_result
 
 from niwaki.anatomy import label_names, longest_input
 from niwaki.artifacts import artifact_of
@@ -43,9 +43,12 @@ def main() -> None:
     small = compress(base, "encoder-cpu", task, folder / "small", export=EXPORTS).folder
     rows = measured(base, small, task, folder / "peers")
     figures, records = summarize(rows, minutes(small))
-    write_result(
-        CASE, figures, records, {"recipe": (small / "recipe.yaml").read_text(), "data": shown(data_folder() / "sst2")}
-    )
+    conditions = {
+        "recipe": (small / "recipe.yaml").read_text(),
+        "data": shown(data_folder() / "sst2"),
+        "fine_tuning": FINE_TUNING,
+    }
+    write_result(CASE, figures, records, conditions)
 
 
 def measured(base: Path, small: Path, task: Task, folder: Path) -> list[Measurement]:
