@@ -43,7 +43,9 @@ def main() -> None:
                 base, Recipe([step]), task, runs_folder(CASE) / name, measure=False, progress=False
             )
     folders = [one.folder for one in runs.values()]
-    rows = {row.name: row for row in compare(base, *folders, task=task, runtimes=["torch"], progress=False).rows}
+    rows = {
+        row.name: row for row in compare(base, *folders, task=task, runtimes=["torch"], quick=True, progress=False).rows
+    }
     figures = {"nats_base": next(iter(rows.values())).quality.value}
     figures |= {f"nats_{name}": rows[one.folder.name].quality.value for name, one in runs.items()}
     write_result(CASE, figures, records_of(rows), {"quantize": SETTINGS})
