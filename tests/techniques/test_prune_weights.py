@@ -18,7 +18,7 @@ from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import input_products, inputs_of
 from niwaki.checkpoint import WEIGHTS, load, save
 from niwaki.errors import NiwakiError
-from niwaki.hessian import factor_of_inverse
+from niwaki.hessian import DAMPING, factor_of_inverse
 from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.distill import Distill
@@ -188,7 +188,7 @@ def problem(outputs: int = 5, inputs: int = 8, seed: int = 0) -> tuple[Tensor, T
 
 
 def damped(products_II: Tensor) -> Tensor:
-    return products_II + torch.eye(len(products_II)) * sparsegpt.DAMPING * products_II.diagonal().mean()
+    return products_II + torch.eye(len(products_II)) * DAMPING * products_II.diagonal().mean()
 
 
 def least_change(row_I: Tensor, products_II: Tensor, fixed: list[int]) -> tuple[Tensor, float]:

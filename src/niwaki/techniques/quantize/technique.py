@@ -65,8 +65,6 @@ class Quantize(Technique):
     inputs that the layers before, rounded, put out.
 
     Args:
-        preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
-            "int4-gptq" or "int4-awq"; what is given beside it counts more.
         bits: bits of a weight: 8, 6, 4, 3 or 2.
         group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
         symmetric: the middle of the integers stands for 0; else each group has a zero point.
@@ -79,6 +77,8 @@ class Quantize(Technique):
         override: by name or pattern, other bits, group, symmetric, activations or by for single linears.
         examples: training rows to look at; padding is never counted. 128 to 1024.
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
+        preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
+            "int4-gptq" or "int4-awq"; what is given beside it counts more.
 
     Raises:
         NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, or
@@ -100,7 +100,6 @@ class Quantize(Technique):
 
     grain: ClassVar[Grain] = Grain.BIT
 
-    preset: str | None = None
     bits: Bits = 8
     group: Annotated[int, Field(ge=2)] | Literal["channel", "tensor"] = "channel"
     symmetric: bool = True
@@ -108,9 +107,10 @@ class Quantize(Technique):
     activations: Literal["dynamic", "static", "none"] = "dynamic"
     embeddings: bool | Bits = True
     skip: tuple[str, ...] = ()
-    override: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    override: dict[str, dict[str, bool | int | str]] = Field(default_factory=dict)
     examples: int = Field(256, ge=1)
     keep_range: float = Field(1.0, gt=0.5, le=1)
+    preset: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -156,8 +156,8 @@ class Quantize(Technique):
                 return self._with(settings)
         return self
 
-    def _with(self, settings: dict[str, Any]) -> Quantize:
-        given = {name: getattr(self, name) for name in GRID} | settings
+    def _with(self, settings: dict[str, bool | int | str]) -> Quantize:
+        given: dict[str, Any] = {name: getattr(self, name) for name in GRID} | settings
         if "activations" not in given and is_int8(self.grid) and is_int8(_grid(*(given[name] for name in GRID))):
             given["activations"] = self.activations
         return Quantize(**given)
