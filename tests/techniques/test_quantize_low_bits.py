@@ -18,6 +18,7 @@ from niwaki.export.artifact import export_onnx, export_openvino
 from niwaki.grid import Grid, Rounded, nearest
 from niwaki.layers.linear import QuantizedLinear
 from niwaki.layers.packed import Packed, PackedEmbedding, PackedLinear
+from niwaki.measure import count_macs_per_token, count_parameters
 from niwaki.surgery import quantize_linear
 from niwaki.task import Task
 from niwaki.technique import Context
@@ -144,6 +145,15 @@ def test_every_method_packs_and_reloads(by: str, bits: int, context: Context, tm
     for module in model.modules():
         if isinstance(module, Packed):
             assert module.weight.numel() == len(module.scale) * module.width * module.grid.bits // 8, "without gaps"
+
+
+@pytest.mark.parametrize("bits", [6, 3])
+def test_packed_weights_count_as_weights(bits: int, context: Context) -> None:
+    """However few bytes they take, there are as many, and as many products with them."""
+    whole, packed = fresh(context), Quantize(bits=bits, embeddings=4).apply(fresh(context), context)
+    assert count_parameters(packed) == count_parameters(whole)
+    rows = context.data.evaluation
+    assert count_macs_per_token(packed, rows) == count_macs_per_token(whole, rows)
 
 
 def test_fewer_bits_lose_more(context: Context) -> None:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from niwaki.checkpoint import stored
 from niwaki.layers.codebook import Codebook
+from niwaki.layers.packed import Packed
 from niwaki.task import Encoded
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
@@ -109,8 +110,10 @@ def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _weights_in(model: nn.Module, name: str, tensor: Tensor) -> int:
     """Return how many weights or biases a tensor holds: a parameter, or the integers or codes that took its place."""
     home, _, leaf = name.rpartition(".")
+    module = model.get_submodule(home)
+    if isinstance(module, Packed) and leaf == "weight":
+        return len(tensor) * module.width
     if leaf == "codes":
-        module = model.get_submodule(home)
         return module.num_weights if isinstance(module, Codebook) else 0
     return tensor.numel() if isinstance(tensor, nn.Parameter) or leaf in ("weight", "bias") else 0
 
@@ -191,7 +194,8 @@ def _is_linear(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
     weight = getattr(module, "weight", None)
     if not (isinstance(weight, Tensor) and weight.dim() == 2 and inputs and isinstance(inputs[0], Tensor)):
         return False
-    return inputs[0].is_floating_point() and inputs[0].shape[-1] == weight.shape[1]
+    width = module.width if isinstance(module, Packed) else weight.shape[1]
+    return inputs[0].is_floating_point() and inputs[0].shape[-1] == width
 
 
 def _product_macs(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int:
