@@ -13,6 +13,7 @@ from niwaki.report.folders import Place, Row, RunFolder, number, read_run, secti
 from niwaki.report.headline import headlines
 from niwaki.report.journal import plain_words
 from niwaki.report.page import origin_of, render, write
+from niwaki.report.precision import told_of
 
 SHOWN = (
     "model",
@@ -73,6 +74,8 @@ def card_text(run: RunFolder, credits: Mapping[str, Sequence[str]] | None = None
         conditions=[(markdown(what), markdown(value)) for what, value in tables.conditions(run.rows)],
         steps=[markdown(step) for step in steps.steps_in_words(run.recipe)],
         edits=[markdown(edit) for edit in plain_words(run.journal)],
+        told=told_of(run.log),
+        markdown=markdown,
         recipe=run.recipe.strip(),
         origin=[(markdown(what), markdown(value)) for what, value in origin_of(run)],
         limits=[markdown(limit) for limit in limits(run)],

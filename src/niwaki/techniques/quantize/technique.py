@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import input_products, input_ranges
 from niwaki.errors import NiwakiError, closest
+from niwaki.export.packed import require_onnx
 from niwaki.grid import Grid, Rounded, Zero
 from niwaki.layers.linear import is_int8
 from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding, quantize_linear
 from niwaki.technique import Context, Grain, Technique
-from niwaki.techniques.quantize import rounding
+from niwaki.techniques.quantize import measured, rounding
+from niwaki.techniques.quantize.reduced import ranges_told, reduces
+from niwaki.techniques.quantize.sensitivity import within
 
 DATA_FREE: dict[str, Callable[[Tensor, Grid], Rounded]] = {
     "mean-square": rounding.mean_square,
@@ -32,7 +36,7 @@ SOLVERS: dict[str, Callable[[Tensor, Tensor, Grid], Rounded]] = {"gptq": roundin
 
 
 Bits = Literal[8, 6, 4, 3, 2]
-By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq"]
+By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq", "measured"]
 #: What most people want, by name.
 PRESETS: dict[str, dict[str, Any]] = {
     "int8": {},
@@ -42,6 +46,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "int4": {"bits": 4, "group": 32, "symmetric": False, "by": "mean-square", "embeddings": 4},
     "int4-gptq": {"bits": 4, "group": 32, "symmetric": False, "by": "gptq", "embeddings": 4},
     "int4-awq": {"bits": 4, "group": 32, "symmetric": False, "by": "awq", "embeddings": 4},
+}
+#: What "measured" tries.
+FORMS: dict[str, dict[str, Any]] = {
+    "int8 dynamic": PRESETS["int8"],
+    "int8 static": PRESETS["int8-static"],
+    "int8 weights": PRESETS["int8-weights"],
+    "int4 weights, int8 embeddings": PRESETS["int4"] | {"embeddings": True, "activations": "none"},
+    "int4": PRESETS["int4"] | {"activations": "none"},
 }
 #: What `override` may say of single modules.
 GRID = ("bits", "group", "symmetric", "by")
@@ -64,11 +76,15 @@ class Quantize(Technique):
     are left make up for each error, the second scales up the inputs that carry most. Both take the layers in order, on
     inputs that the layers before, rounded, put out.
 
+    Which form: with `allowed_drop` the modules that cost most stay in 8 bits, or as they are, until the model loses no
+    more than that. "measured" tries every form that the runtimes here offer, as an exported file, by the clock, and
+    takes the fastest within the limit.
+
     Args:
         bits: bits of a weight: 8, 6, 4, 3 or 2.
         group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
         symmetric: the middle of the integers stands for 0; else each group has a zero point.
-        by: how the integers are found.
+        by: how the integers are found; or "measured", which finds bits and activations too: leave those alone then.
         activations: "dynamic", "static" or "none"; by default dynamic where products are those of integers. Dynamic
             needs no calibration and loses least; static saves the pass that finds the range.
         embeddings: bits of the embedding tables, and of a language head tied to one; true is 8, false leaves them as
@@ -77,12 +93,16 @@ class Quantize(Technique):
         override: by name or pattern, other bits, group, symmetric, activations or by for single linears.
         examples: training rows to look at; padding is never counted. 128 to 1024.
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
+        allowed_drop: points of the task's metric (of a language model nats, or perplexity) that may be lost on the
+            selection rows, 0.5 to 1 as a rule; none: whatever is lost. 1 by default with "measured".
+        reduce_range: keep 8-bit weights that meet rounded activations within -64..64, which processors without VNNI or
+            AMX need to add products right; by default as this machine needs it.
         preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
             "int4-gptq" or "int4-awq"; what is given beside it counts more.
 
     Raises:
-        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, or
-            weights are not finite.
+        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, weights
+            are not finite, or nothing can be packed within `allowed_drop`.
 
     Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
 
@@ -110,6 +130,8 @@ class Quantize(Technique):
     override: dict[str, dict[str, bool | int | str]] = Field(default_factory=dict)
     examples: int = Field(256, ge=1)
     keep_range: float = Field(1.0, gt=0.5, le=1)
+    allowed_drop: float | None = Field(None, ge=0)
+    reduce_range: bool | None = None
     preset: str | None = None
 
     @model_validator(mode="before")
@@ -133,7 +155,11 @@ class Quantize(Technique):
                 f"activations {self.activations} want weights of 8 bits, symmetric, by channel or tensor: leave "
                 f"activations, which are then floats, or write bits: 8 and leave group"
             )
+        if self.by == "measured" and (self.override or (self.grid, self.activations) != (_grid(8), "dynamic")):
+            raise ValueError("by: measured finds bits, group, symmetric, activations and override: leave them")
         for pattern, settings in self.override.items():
+            if settings.get("by") == "measured":
+                raise ValueError(f"override {pattern!r} has by: measured, expected a way to find integers: by: gptq")
             if unknown := sorted(set(settings) - set(OVERRIDES)):
                 raise ValueError(f"override {pattern!r} has {', '.join(unknown)}, expected {', '.join(OVERRIDES)}")
             self._with(settings)
@@ -143,6 +169,11 @@ class Quantize(Technique):
     def grid(self) -> Grid:
         """Return the grid of the linears."""
         return _grid(self.bits, self.group, self.symmetric, self.by)
+
+    @property
+    def reduces(self) -> bool:
+        """Say whether 8-bit weights are kept in a range whose products can be added in 16 bits."""
+        return reduces(self.reduce_range, self.activations)
 
     @property
     def table_bits(self) -> int:
@@ -160,7 +191,14 @@ class Quantize(Technique):
         given: dict[str, Any] = {name: getattr(self, name) for name in GRID} | settings
         if "activations" not in given and is_int8(self.grid) and is_int8(_grid(*(given[name] for name in GRID))):
             given["activations"] = self.activations
-        return Quantize(**given)
+        return Quantize(**given, reduce_range=self.reduce_range)
+
+    def keeping(self, kept: Mapping[str, int], names: Collection[str]) -> list[Quantize]:
+        """Return the steps that pack `names` as the settings say, those in `kept` in 8 bits, or in 32 not at all."""
+        asked = self.model_copy(update={"allowed_drop": None, "skip": (*self.skip, *kept)})
+        others = tuple(name for name in names if kept.get(name) != 8)
+        eight = Quantize(activations="none", embeddings=bool(self.embeddings), skip=(*self.skip, *others))
+        return [asked] * (len(kept) < len(names)) + [eight] * (len(others) < len(names))
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
@@ -179,9 +217,28 @@ class Quantize(Technique):
                     place="quantize",
                 )
 
+    def check_export(self, model: nn.Module, formats: Collection[str]) -> None:
+        """Refuse what ONNX Runtime has no operator for."""
+        if "onnx" not in formats or self.by == "measured":
+            return
+        linears, tables = self.chosen(model)
+        grids = {name: self.of(name).grid for name in linears}
+        packed = {name: grid for name, grid in grids.items() if not is_int8(grid) or self.of(name).by == "awq"}
+        packed |= {name: Grid(self.table_bits) for name in tables if self.table_bits < 8}
+        for name, grid in packed.items():
+            try:
+                require_onnx(grid, cast(Tensor, model.get_submodule(name).weight).shape[1], name)
+            except NiwakiError as error:
+                raise error.at("quantize") from None
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Pack the model now."""
         self.check(model)
+        if self.by == "measured":
+            return measured.fastest(self, FORMS, model, context)
+        if self.allowed_drop is not None:
+            return within(self, model, context, self.allowed_drop)
+        ranges_told(self.reduce_range, {self.of(name).activations for name in self.chosen(model)[0]}, context.log)
         linears, tables = self.chosen(model)
         static = [name for name in linears if self.of(name).activations == "static"]
         ranges: dict[str, tuple[float, float]] = {}
@@ -199,7 +256,7 @@ class Quantize(Technique):
             quantize_embedding(model, module=name, bits=self.table_bits)
         for name in linears:
             if name in shared:  # the language head, which is the word table
-                kind = "none" if self.table_bits < 8 else self.activations
+                kind = "none" if self.table_bits < 8 or self.reduces else self.activations
                 self._quantize(model, name, Grid(self.table_bits), kind, None, ranges.get(name))
         return model
 
@@ -208,8 +265,9 @@ class Quantize(Technique):
     ) -> None:
         settings = self.of(name)
         weight_OI = cast(nn.Linear, model.get_submodule(name)).weight.detach()
-        rounded = rounded_by(settings.by, weight_OI, products_II, settings.grid)
-        self._quantize(model, name, settings.grid, settings.activations, rounded, limits)
+        grid = replace(settings.grid, reduced=settings.reduces)
+        rounded = rounded_by(settings.by, weight_OI, products_II, grid)
+        self._quantize(model, name, grid, settings.activations, rounded, limits)
 
     def _quantize(
         self,
@@ -225,6 +283,8 @@ class Quantize(Technique):
             arguments["group"] = grid.group
         if grid.zero != "middle":
             arguments["zero"] = grid.zero
+        if grid.reduced:
+            arguments["reduced"] = True
         if activations == "static" and limits is not None:
             arguments["scale"], arguments["zero_point"] = affine(*limits)
         if rounded is not None:
@@ -239,7 +299,9 @@ class Quantize(Technique):
         return packable(model, embeddings=bool(self.embeddings), skip=self.skip, technique=self.name)
 
 
-def _grid(bits: int, group: int | Literal["channel", "tensor"], symmetric: bool, by: str) -> Grid:
+def _grid(
+    bits: int, group: int | Literal["channel", "tensor"] = "channel", symmetric: bool = True, by: str = "nearest"
+) -> Grid:
     zero: Zero = "float" if by == "hqq" else "middle" if symmetric else "integer"
     return Grid(bits, group, zero)
 
