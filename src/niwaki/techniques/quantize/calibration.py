@@ -130,6 +130,5 @@ def fallbacks(wanted: Wanted, seen: Sizes) -> Changes:
 
 def say(context: Context, name: str, seen: Sizes, changes: Changes) -> None:
     """Log what is done differently."""
-    done = ", ".join(f"{parameter}: {value}" for parameter, value in changes.items())
-    saw = f"{name}, of {len(seen.largest_I)} inputs, saw {seen.tokens} tokens in calibration, which is too few"
-    context.log({"event": "note", "note": f"{saw}: {done}", "module": name, "tokens": seen.tokens, **changes})
+    note = f"{name} saw too few tokens in calibration"
+    context.log({"event": "note", "note": note, "tokens": seen.tokens, "inputs": len(seen.largest_I), **changes})

@@ -68,6 +68,13 @@ class Quantize(Technique):
     are left make up for each error, the second scales up the inputs that carry most. Both take the layers in order, on
     inputs that the layers before, rounded, put out.
 
+    `smooth` divides input channel j by s_j = max|X_j|^a / max|W_j|^(1 - a) and multiplies column j of the weights by it,
+    so that the outliers of activations, whose channels share one step, become those of weights, whose rows do not. The
+    division is folded where that is exact: into the values, for the output projection; into norms inside the residual
+    branch (decoders), for query, key, value, up and gate; into the up projection of a gated feed-forward, for the down
+    projection. A norm behind the residual sum (BERT) feeds the next sum too, and GELU is not linear: there inputs are
+    multiplied before they are rounded. Factors of "awq" are folded by the same rule.
+
     Args:
         bits: bits of a weight: 8, 6, 4, 3 or 2.
         group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
@@ -79,14 +86,18 @@ class Quantize(Technique):
             they are. They are half of a small model's bytes.
         skip: dotted names, or patterns with * and ?, of modules that stay as they are.
         override: by name or pattern, other bits, group, symmetric, activations or by for single linears.
-        examples: training rows to look at; padding is never counted. 128 to 1024.
+        smooth: the exponent a, in [0, 1]; 0 is off, 0.5 a good start. For linears whose activations are rounded.
+        examples: training rows to look at; padding is never counted. 128 to 1024. A linear that saw fewer tokens than
+            it has inputs is rounded to nearest in place of "gptq" and "awq"; below 32 tokens its static range becomes
+            dynamic, and it is not smoothed. The log says so.
+        length: the first so many tokens of each of these rows; none takes all. 32 to 512.
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
         preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
             "int4-gptq" or "int4-awq"; what is given beside it counts more.
 
     Raises:
-        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, or
-            weights are not finite.
+        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, weights
+            are not finite, or there are no rows to look at.
 
     Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
 
@@ -94,8 +105,8 @@ class Quantize(Technique):
         Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
         equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT. Nagel et al. 2021, A White Paper on Neural Network
         Quantization (mean-square). Wu et al. 2020, Integer Quantization for Deep Learning Inference (percentile).
-        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Badri and Shaji 2023, Half-Quadratic
-        Quantization of Large Machine Learning Models (hqq).
+        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Xiao et al. 2023, SmoothQuant, equation 4
+        (smooth). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
 
     Example:
         >>> Quantize(bits=8).activations, Quantize(preset="int4").activations
