@@ -28,7 +28,7 @@ from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.quantize import Quantize
 from niwaki.techniques.quantize.smoothing import smooth, smoothing_factors
-from niwaki.testing import fresh, logits, make_context
+from niwaki.testing import fresh, make_context
 
 Bases = Callable[..., Path]
 
@@ -95,7 +95,7 @@ def test_what_would_change_the_function_is_refused(make: Callable[[str], Context
 
 
 def test_values_that_heads_share_by_hand(make: Callable[[str], Context]) -> None:
-    """Two value heads of 8 channels, each read by two heads: channel 0 is the inputs 0 and 8, channel 8 is 16 and 24."""
+    """Two value heads of 8 channels, each read by two: channel 0 is the inputs 0 and 8, channel 8 is 16 and 24."""
     layer = anatomy_of(make("llama").base).layers[0]
     spread = for_inputs(torch.arange(16.0), layer, "value")
     assert [int(spread[place]) for place in (0, 8, 7, 15, 16, 24, 31)] == [0, 0, 7, 7, 8, 8, 15]

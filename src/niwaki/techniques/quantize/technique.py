@@ -68,12 +68,12 @@ class Quantize(Technique):
     are left make up for each error, the second scales up the inputs that carry most. Both take the layers in order, on
     inputs that the layers before, rounded, put out.
 
-    `smooth` divides input channel j by s_j = max|X_j|^a / max|W_j|^(1 - a) and multiplies column j of the weights by it,
-    so that the outliers of activations, whose channels share one step, become those of weights, whose rows do not. The
-    division is folded where that is exact: into the values, for the output projection; into norms inside the residual
-    branch (decoders), for query, key, value, up and gate; into the up projection of a gated feed-forward, for the down
-    projection. A norm behind the residual sum (BERT) feeds the next sum too, and GELU is not linear: there inputs are
-    multiplied before they are rounded. Factors of "awq" are folded by the same rule.
+    `smooth` divides input channel j by s_j = max|X_j|^a / max|W_j|^(1 - a) and multiplies column j of the weights by
+    it, so that the outliers of activations, whose channels share one step, become those of weights, whose rows do not.
+    The division is folded where that is exact: into the values, for the output projection; into norms inside the
+    residual branch (decoders), for query, key, value, up and gate; into the up projection of a gated feed-forward, for
+    the down projection. A norm behind the residual sum (BERT) feeds the next sum too, and GELU is not linear: there
+    inputs are multiplied before they are rounded. Factors of "awq" are folded by the same rule.
 
     Args:
         bits: bits of a weight: 8, 6, 4, 3 or 2.
@@ -105,8 +105,8 @@ class Quantize(Technique):
         Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
         equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT. Nagel et al. 2021, A White Paper on Neural Network
         Quantization (mean-square). Wu et al. 2020, Integer Quantization for Deep Learning Inference (percentile).
-        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Xiao et al. 2023, SmoothQuant, equation 4
-        (smooth). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
+        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Xiao et al. 2023, SmoothQuant, equation
+        4 (smooth). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
 
     Example:
         >>> Quantize(bits=8).activations, Quantize(preset="int4").activations
