@@ -15,7 +15,7 @@ from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import input_sizes, inputs_of
 from niwaki.checkpoint import load, save
 from niwaki.errors import NiwakiError
-from niwaki.export.artifact import export_onnx, export_openvino
+from niwaki.export.artifact import export_openvino
 from niwaki.export.together import alike
 from niwaki.grid import Grid, nearest
 from niwaki.layers.linear import QuantizedLinear
@@ -180,14 +180,13 @@ def test_a_linear_with_numbers_for_its_inputs_is_that_of_the_scaled_ones() -> No
     assert not alike([one, other])
 
 
-@pytest.mark.parametrize("activations", ["dynamic", "static"])
-def test_the_artifacts_agree(activations: str, make: Callable[[str], Context], tmp_path: Path) -> None:
+def test_the_artifact_agrees(make: Callable[[str], Context], tmp_path: Path) -> None:
+    """In OpenVINO, with static ranges; ONNX and dynamic ones have their row in the contract."""
     context = make("bert")
-    model = Quantize(activations=activations, smooth=0.5).apply(fresh(context), context)
+    model = Quantize(activations="static", smooth=0.5).apply(fresh(context), context)
     rows = context.data.evaluation
     examples = [{name: value for name, value in rows.batch(range(8)).items() if name != "labels"}]
-    for write, name in ((export_onnx, "x.onnx"), (export_openvino, "x.xml")):
-        assert write(model, examples, tmp_path / name).agreement >= 0.875
+    assert export_openvino(model, examples, tmp_path / "x.xml").agreement >= 0.875
 
 
 def test_smoothing_wants_rounded_activations() -> None:
