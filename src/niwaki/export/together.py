@@ -46,9 +46,16 @@ def alike(linears: Sequence[Any]) -> bool:
         return True
     if not all(isinstance(linear, QuantizedLinear) for linear in linears):
         return False
+    if not all(_same(linear.input_scale, linears[0].input_scale) for linear in linears):
+        return False
     if any(linear.activations == "static" for linear in linears):
         return len({(linear.activations, *_static_range(linear)) for linear in linears}) == 1
     return len({linear.activations for linear in linears}) == 1
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Say whether both are the same numbers, or none."""
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _static_range(linear: QuantizedLinear) -> tuple[float | None, int | None]:
@@ -73,6 +80,7 @@ def _merge(linears: Sequence[Any]) -> nn.Module | None:
             activations=linears[0].activations,
             activation_scale=scale,
             activation_zero_point=zero_point,
+            input_scale=linears[0].input_scale,
         )
     merged = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
     merged.weight = nn.Parameter(weight, requires_grad=False)

@@ -9,6 +9,7 @@ layers.py      keep_layers
 units.py       narrow_heads, narrow_neurons, narrow_hidden
 vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
+scaling.py     scale_inputs
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
 cutting.py     what the edits cut with
@@ -18,6 +19,7 @@ from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
+from niwaki.surgery.scaling import scale_inputs
 from niwaki.surgery.ties import tie_head, tied_names
 from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons
 from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
@@ -41,6 +43,7 @@ __all__ = [
     "quantize_embedding",
     "quantize_linear",
     "replay",
+    "scale_inputs",
     "sparsify_linear",
     "tie_head",
     "tied_names",
