@@ -18,7 +18,7 @@ from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import evaluating
 from niwaki.checkpoint import weights_hash
 from niwaki.errors import NiwakiError
-from niwaki.surgery import is_plain, journal_of, keep_layers
+from niwaki.surgery import is_plain, journal_of, keep_layers, narrow_neurons
 from niwaki.task import Task
 from niwaki.technique import Context, Grain
 from niwaki.techniques.distill import Distill, Distillation
@@ -67,7 +67,6 @@ def test_coins_decide_between_the_whole_model_and_the_small_one(
     context = make_context(saved_base(family, layers=4), task, tmp_path)
     whole = answers(fresh(context), context, training=False)
     small = answers(keep_layers(fresh(context), layers=[0, 2]), context, training=False)
-    model = still(fresh(context))
     for probability, expected in ((0.0, whole), (1.0, small)):
         model = still(fresh(context))
         technique = Replace(keep_layers=2, probability=probability, schedule="constant", end=0.5)
@@ -82,7 +81,7 @@ def test_coins_decide_between_the_whole_model_and_the_small_one(
 
 
 def test_each_example_has_its_coin(context: Context) -> None:
-    """Of one place, each row is that of the whole or that of the small model; of two, it depends on neither row beside."""
+    """Of one place, each row is what it is by the whole or by the small model, whatever the rows beside it are."""
     whole = answers(fresh(context), context, training=False)
     small = answers(keep_layers(fresh(context), layers=[0, 1, 2]), context, training=False)
     model = still(fresh(context))
@@ -103,8 +102,7 @@ def test_a_coin_for_the_batch_is_one_coin(context: Context) -> None:
     companion = Replace(keep_layers=3, schedule="constant").accompany(model, context)
     pure = [answers(fresh(context), context, training=False)]
     pure.append(answers(model, context, training=False))
-    runs = len([None for _ in companion.eithers])  # 4 layers in 3 runs: one of them is of two
-    assert runs == 1
+    assert isinstance(companion, Replacing) and len(companion.eithers) == 1  # of 4 layers in 3 runs, one is of two
     fell = []
     for step in range(8):
         companion.step(step / 32)
@@ -134,7 +132,9 @@ def test_coins_differ_by_place_moment_and_seed() -> None:
         for seed, progress, place in ((0, 0.1, 0), (1, 0.1, 0), (0, 0.1 + 1e-12, 0), (0, 0.1, 1))
     ]
     assert all(not torch.equal(tossed[0], other) for other in tossed[1:])
-    assert not coins(64, 0.0, seed=0, progress=0.0, place=0).any() and coins(64, 1.0, seed=0, progress=0.0, place=0).all()
+    assert (
+        not coins(64, 0.0, seed=0, progress=0.0, place=0).any() and coins(64, 1.0, seed=0, progress=0.0, place=0).all()
+    )
 
 
 # Who learns
@@ -286,7 +286,7 @@ def test_neurons_that_add_nothing_go(context: Context) -> None:
     for record, neurons in zip(journal_of(model)[1:], silent, strict=True):
         assert record["edit"] == "narrow_neurons"
         assert record["neurons"] == sorted(set(range(64)) - set(neurons.tolist()))
-    assert technique.cuts == Grain.UNIT and len(companion.eithers) == 4
+    assert technique.cuts == Grain.UNIT and isinstance(companion, Replacing) and len(companion.eithers) == 4
     assert (logits(companion.finish(model), context) - before).abs().max() < 1e-4
 
 
@@ -306,7 +306,7 @@ def test_distill_matches_the_ends_of_runs(first: bool, context: Context) -> None
     events: list[dict[str, Any]] = []
     context = replace(context, log=events.append)
     pair = (Distill(hidden=1.0, relations=0.5), Replace(keep_layers=2, probability=0, schedule="constant", end=1.0))
-    train = Train(together=pair if first else pair[::-1], epochs=0.2, learning_rate=1e-12, batch_size=16)
+    train = Train(together=pair if first else pair[::-1], epochs=0.2, learning_rate=1e-12, precision="fp32")
     model = still(fresh(context))
     train.run(model, context)
     (parts,) = [event["parts"] for event in events if event["event"] == "train"]
@@ -355,7 +355,7 @@ def test_what_a_model_cannot_give(context: Context) -> None:
             Replace(keep_layers=keep).check(context.base)
     with pytest.raises(NiwakiError, match="nothing to replace"):
         Replace(keep_neurons=0.9, multiple_of=64, examples=8).accompany(fresh(context), context)
-    uneven = Prune(keep_neurons=0.5, multiple_of=8, by="random").apply(fresh(context), context)
+    uneven = narrow_neurons(fresh(context), layer=1, neurons=[0, 1])
     with pytest.raises(NiwakiError, match="different shapes"):
         Replace(keep_layers=1, start="mean").check(uneven)
     mixed = fresh(context)

@@ -16,11 +16,11 @@ class Either:
     """Let the predecessor answer in the place of its successor, as coins fall, while the model trains.
 
     The successor is part of the model, and all that is there outside training: who walks over the model, saves it or
-    runs it in eval mode finds it alone. The predecessor is scaffolding. It is no submodule of anything, so it is neither
-    trained nor kept in checkpoints.
+    runs it in eval mode finds it alone. The predecessor is scaffolding, and no submodule of anything, so that it is
+    neither trained nor kept in checkpoints.
 
-    The successor runs at every forward pass, whatever the coins say, so that whoever watches what is inside of it always
-    sees something; the predecessor runs only where a coin asks for it.
+    The successor runs at every forward pass, whatever the coins say, so that whoever watches what is inside of it
+    always sees something; the predecessor runs only where a coin asks for it.
 
     Args:
         successor: module of a model, called with states (B, ...) first and whatever else.
@@ -70,6 +70,11 @@ class Either:
         """Leave the successor alone, and let the predecessor go."""
         self._handle.remove()
         self.predecessor = ()
+
+
+def is_successor(module: nn.Module) -> bool:
+    """Say whether a predecessor stands beside the module."""
+    return any(isinstance(getattr(hook, "__self__", None), Either) for hook in module._forward_hooks.values())
 
 
 def mix(ours: Tensor, theirs: Tensor, coins_B: Tensor) -> Tensor:

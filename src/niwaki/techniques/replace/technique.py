@@ -9,7 +9,7 @@ from torch import nn
 
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
-from niwaki.layers.either import frozen_copies
+from niwaki.layers.either import frozen_copies, is_successor
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.replace.companion import Curriculum, Pair, Replacing
 from niwaki.techniques.replace.successors import (
@@ -26,16 +26,17 @@ class Replace(Technique):
     """Replace runs of layers by one layer each, or layers by narrower ones, while the rest of the model is still there.
 
     The model is cut at once, and what was cut stands beside it as long as it trains. At each step a coin decides for
-    each place i who answers there, the small successor s_i or the frozen predecessor p_i that it is to replace:
-    h_i+1 = r_i s_i(h_i) + (1 - r_i) p_i(h_i), with r_i of Bernoulli(p). So a successor learns its part among modules
-    that know theirs, from the task's loss alone, or beside `distill` from a teacher as well. The probability p rises to
-    1 at `end`; from there on the small model is by itself, and is fine-tuned for the rest of the training. In evaluation
-    it is always by itself.
+    each place i who answers there, the small successor s_i or the frozen predecessor p_i that it is to replace: h_i+1 =
+    r_i s_i(h_i) + (1 - r_i) p_i(h_i), with r_i of Bernoulli(p). So a successor learns its part among modules that know
+    theirs, from the task's loss alone, or beside `distill` from a teacher as well. The probability p rises to 1 at
+    `end`; from there on the small model is by itself, and is fine-tuned for the rest of the training. In evaluation it
+    is always by itself.
 
     Args:
-        keep_layers: how many layers stay, each for a run of neighbours, in runs as even as can be; or the runs, lists of
-            indices from 0 that hold every layer once, in order: [[0], [1, 2], [3, 4, 5]].
-        keep_neurons: share of each layer's feed-forward neurons that stays, in (0, 1]: those that add most to the output.
+        keep_layers: how many layers stay, each for a run of neighbours, in runs as even as can be; or the runs, lists
+            of indices from 0 that hold every layer once, in order: [[0], [1, 2], [3, 4, 5]].
+        keep_neurons: share of each layer's feed-forward neurons that stays, in (0, 1]: those that add most to what it
+            puts out.
         start: what the successor of a run is at first. "first" or "last" layer of the run; the "mean" of its weights;
             the "best", the one that changes the model's output least when it alone does the run's work; or "lowest",
             which takes the lowest layers of the model for all runs, as the paper does.
@@ -79,11 +80,11 @@ class Replace(Technique):
     @field_validator("keep_layers")
     @classmethod
     def _runs(cls, value: int | tuple[tuple[int, ...], ...] | None) -> int | tuple[tuple[int, ...], ...] | None:
-        if isinstance(value, int):
-            good = value >= 1
+        if isinstance(value, tuple):
+            layers = [layer for run in value for layer in run]
+            good = bool(layers) and all(value) and layers == list(range(len(layers)))
         else:
-            layers = [layer for run in value or ((0,),) for layer in run]
-            good = layers == list(range(len(layers))) and all(value or (0,))
+            good = value is None or value >= 1
         if not good:
             raise ValueError(
                 "keep_layers is a number of layers from 1, or runs of indices that hold every layer once, in order, "
@@ -134,9 +135,16 @@ class Replace(Technique):
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Cut the model, and let what was cut stand beside it."""
         self.check(model)
+        if any(is_successor(layer) for layer in anatomy_of(model).layer_list):
+            raise NiwakiError(
+                "two replace in one train",
+                expected="one, which takes keep_layers and keep_neurons together",
+                place=self.name,
+            )
         runs = self.runs_of(model)
         whole = [frozen_copies(anatomy_of(model).layer_list[index] for index in run) for run in runs]
         members = self.members(model, runs, context)
+        context.log({"event": "note", "note": "runs, and the layer each starts as", "runs": runs, "layers": members})
         one_layer_each(model, runs, members, mean=self.start == "mean")
         is_replaced = [run != [member] for run, member in zip(runs, members, strict=True)]
         if self.keep_neurons < 1.0:
