@@ -16,6 +16,7 @@ from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
+from niwaki.techniques.replace import Replace
 from niwaki.techniques.trim import Trim
 from niwaki.testing import check_technique, check_together, make_context
 
@@ -47,6 +48,11 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Quantize(preset="int4", group=16), None, True),
     (Quantize(preset="int4-gptq", group=16, examples=32), None, True),
     (Quantize(preset="int4-awq", bits=3, group=16, examples=32), None, True),
+    (
+        Replace(keep_layers=1, keep_neurons=0.5, multiple_of=8, coin="example", examples=32),
+        Replace(keep_layers=2),
+        True,
+    ),
     (Trim(), Trim(keep_tokens=1.0), True),
 ]
 

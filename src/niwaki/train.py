@@ -28,7 +28,7 @@ from niwaki.parameters import Parameters
 from niwaki.runtime import OUTCOMES
 from niwaki.schedules import warmup_linear
 from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
-from niwaki.technique import Companion, Context, Technique
+from niwaki.technique import Companion, Context, Grain, Technique
 
 LOG_EVERY = 25
 
@@ -89,7 +89,10 @@ class Train(Parameters):
         if self.best:
             rows, selection = context.data.selection(context.seed)
             context = replace(context, data=replace(context.data, train=rows))
-        companions = [technique.accompany(model, context) for technique in self.together]
+        # who cuts nothing watches what trains: it attaches when those that cut have put up what they put up
+        places = sorted(range(len(self.together)), key=lambda place: self.together[place].cuts == Grain.NONE)
+        attached = {place: self.together[place].accompany(model, context) for place in places}
+        companions = [attached[place] for place in range(len(places))]
         _fit(self, model, companions, context.train, selection, context)
         for companion in companions:
             model = companion.finish(model)
