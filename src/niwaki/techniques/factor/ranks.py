@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -126,7 +127,7 @@ def least_cost(options: Mapping[str, list[Option]], keep: float) -> Ranks:
     steps = [
         ((here.cost - there.cost) / (there.parameters - here.parameters), name, level)
         for name, forms in options.items()
-        for level, (here, there) in enumerate(zip(forms, forms[1:], strict=False), start=1)
+        for level, (here, there) in enumerate(pairwise(forms), start=1)
     ]
     levels, left = dict.fromkeys(options, 0), keep * whole - least
     for _, name, level in sorted(steps, key=lambda step: (-step[0], step[2], step[1])):

@@ -94,12 +94,13 @@ def by_size(squares_I: Tensor) -> Tensor:
 def refitted(weight_OI: Tensor, inner_RI: Tensor, outer_OR: Tensor, products_II: Tensor, cross_II: Tensor) -> Tensor:
     """Return the outer matrix (O, R) that gives best, of the inputs as they have become, the outputs as they were.
 
-    min over B of ||Z W^T - X A^T B^T||^2 + ridge ||B - outer||^2, with Z the inputs before anything was cut, X those now
-    and A the inner matrix.
+    min over B of ||Z W^T - X A^T B^T||^2 + ridge ||B - outer||^2, with A the inner matrix, Z the inputs before anything
+    was cut, and X those now.
 
     Args:
         weight_OI: W, the whole matrix.
-        inner_RI, outer_OR: the pair as it was cut.
+        inner_RI: A, as the matrix was cut.
+        outer_OR: B, as the matrix was cut.
         products_II: X^T X.
         cross_II: Z^T X.
 
