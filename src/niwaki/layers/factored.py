@@ -82,7 +82,7 @@ class FactoredEmbedding(nn.Module):
     def of(cls, inner_VR: Tensor, outer_DR: Tensor, padding_idx: int | None = None) -> FactoredEmbedding:
         """Return the pair of these matrices."""
         # no padding_idx on the narrow table: PyTorch would give that row no gradient, which the whole one may have had
-        table = nn.Embedding(*inner_VR.shape, _weight=inner_VR.detach(), device=inner_VR.device)
+        table = nn.Embedding(len(inner_VR), inner_VR.shape[1], _weight=inner_VR.detach())
         return cls(table, linear_with(outer_DR), padding_idx)
 
     @property

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.errors import NiwakiError
 from niwaki.layers.factored import FactoredEmbedding, FactoredLinear, linear_with, truncated
@@ -23,7 +23,7 @@ def factor_linear(model: nn.Module, *, module: str, rank: int, values: FactoredL
         values: the two, without a bias; by default the pair whose product is nearest to the weight.
     """
     linear = as_linear(model.get_submodule(module), module)
-    _check_rank(rank, *linear.weight.shape, module, values)
+    _check_rank(rank, linear.weight, module, values)
     if values is None:
         outer_OR, inner_RI = truncated(linear.weight, rank)
         values = FactoredLinear.of(inner_RI, outer_OR)
@@ -48,7 +48,7 @@ def factor_embedding(
         values: table and linear; by default those whose product is nearest to the table.
     """
     table = as_table(model.get_submodule(module), module)
-    _check_rank(rank, *table.weight.shape, module, values)
+    _check_rank(rank, table.weight, module, values)
     if values is None:
         values = FactoredEmbedding.of(*_factors(table, rank), padding_idx=table.padding_idx)
     if head is not None:
@@ -63,10 +63,9 @@ def _factors(table: nn.Embedding, rank: int) -> tuple[nn.Parameter, nn.Parameter
     return nn.Parameter(rows_VR), nn.Parameter(columns_RD.T.contiguous())
 
 
-def _check_rank(
-    rank: int, rows: int, columns: int, module: str, values: FactoredLinear | FactoredEmbedding | None
-) -> None:
+def _check_rank(rank: int, weight: Tensor, module: str, values: FactoredLinear | FactoredEmbedding | None) -> None:
     """Refuse a rank that no matrix of this shape has, and values of another."""
+    rows, columns = weight.shape
     given = rank if values is None else values.rank
     if not 1 <= rank <= min(rows, columns) or given != rank:
         raise NiwakiError(

@@ -111,7 +111,8 @@ def refitted(weight_OI: Tensor, inner_RI: Tensor, outer_OR: Tensor, products_II:
     wanted_OR = weight_OI.detach().double() @ cross_II.double() @ inner_RI.T
     ridge = RIDGE * seen_RR.diagonal().mean().clamp_min(1e-30)
     damped_RR = seen_RR + ridge * torch.eye(len(seen_RR), dtype=seen_RR.dtype, device=seen_RR.device)
-    return torch.linalg.solve(damped_RR, wanted_OR + ridge * outer_OR, left=False).float()
+    solved_OR: Tensor = torch.linalg.solve(damped_RR, wanted_OR + ridge * outer_OR, left=False)
+    return solved_OR.float()
 
 
 def narrow_table(table_VD: Tensor, counts_V: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
