@@ -14,6 +14,7 @@ from niwaki.technique import Grain, Technique
 from niwaki.techniques.cluster import Cluster
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
+from niwaki.techniques.factor import Factor
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
 from niwaki.techniques.replace import Replace
@@ -41,6 +42,8 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Prune(keep_heads=0.5, keep_neurons=0.5, by="second-order", multiple_of=8, examples=32), None, True),
     (Cluster(bits=4), None, True),
     (Cluster(bits=3, group_rows=16, entropy=True), None, True),
+    (Factor(keep=0.5, embedding=8, examples=32), Factor(), True),
+    (Factor(keep=0.6, even=False, by="asvd", examples=32), None, True),
     (Quantize(), None, True),
     (Quantize(activations="static"), None, True),
     (Quantize(activations="none", embeddings=False), None, True),

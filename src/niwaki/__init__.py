@@ -18,6 +18,7 @@ _HOME = {
     "Cluster": "techniques.cluster",
     "Distill": "techniques.distill",
     "Drop": "techniques.drop",
+    "Factor": "techniques.factor",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
     "Replace": "techniques.replace",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from niwaki.techniques.cluster import Cluster as Cluster
     from niwaki.techniques.distill import Distill as Distill
     from niwaki.techniques.drop import Drop as Drop
+    from niwaki.techniques.factor import Factor as Factor
     from niwaki.techniques.prune import Prune as Prune
     from niwaki.techniques.quantize import Quantize as Quantize
     from niwaki.techniques.replace import Replace as Replace

@@ -232,6 +232,47 @@ def input_products(
     return {name: copies[reader[name]] for name in names}
 
 
+def cross_products(model: nn.Module, whole: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:
+    """Return Z^T X (I, I) of each linear's inputs over all tokens that are not padding: Z in `whole`, X in `model`.
+
+    With X^T X of `input_products` it is what least squares needs to give, from the inputs that a changed model has, the
+    outputs that the whole one had.
+
+    Args:
+        model: in any mode; it is run in eval mode without gradients.
+        whole: the model as it was, with linears of the same names and widths.
+        names: dotted names of linears whose input is (B, T, I) or (B, I).
+        batches: padded batches with an attention mask.
+
+    Returns:
+        By name, in 64 bits.
+    """
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        here, there = (_read_by(one, names, batch) for one in (model, whole))
+        for name in names:
+            product = (there[name].T @ here[name]).double()
+            sums[name] = sums[name] + product if name in sums else product
+    return sums
+
+
+def _read_by(model: nn.Module, names: Sequence[str], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what each linear reads of one batch, (P, I), padding left out."""
+    read: dict[str, Tensor] = {}
+    mask: list[Tensor] = []
+
+    def see(name: str, states: Tensor, output: Tensor) -> None:
+        read[name] = _real(states, mask[0]).flatten(0, -2).float().clone()
+        if len(read) == len(names):
+            raise _Enough
+
+    with watched({name: model.get_submodule(name) for name in names}, see):
+        for inputs in _evaluated(model, [batch], mask):
+            with contextlib.suppress(_Enough):
+                model(**inputs)
+    return read
+
+
 class _Enough(Exception):
     """End a pass through a model from within."""
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from niwaki.layers.factored import FactoredLinear
+
 
 class EmptyAttention(nn.Module):
     """Attend with no head: the output projection has no column left and puts out its bias alone.
@@ -25,7 +27,7 @@ class EmptyAttention(nn.Module):
     def __init__(self, attention: nn.Module, output: str, heads: str, head_size: str) -> None:
         super().__init__()
         for name, module in attention.named_children():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | FactoredLinear):
                 self.add_module(name, module)
         self.output = output
         if heads:

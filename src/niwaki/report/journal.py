@@ -22,6 +22,8 @@ KNOWN = {
     "narrow_neurons",
     "narrow_hidden",
     "narrow_vocabulary",
+    "factor_linear",
+    "factor_embedding",
     "cluster_linear",
     "cluster_embedding",
     "quantize_linear",
@@ -65,6 +67,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
         whole = _total(config, VOCABULARY)
         sentences.append(f"{len(words[-1].get('tokens', [])):,}{f' of {whole:,}' if whole else ''} tokens kept")
+    sentences += _factored(journal)
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences
@@ -129,6 +132,24 @@ def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
     """
     left = [len(record.get("channels", [])) for record in journal if record.get("edit") == "narrow_hidden"]
     return [f"{left[-1]:,}{f' of {total:,}' if total else ''} hidden channels"] if left else []
+
+
+def _factored(journal: Sequence[Row]) -> list[str]:
+    """Count what became two matrices of low rank.
+
+    >>> _factored([{"edit": "factor_linear", "module": name, "rank": rank} for name, rank in (("a", 96), ("b", 64))])
+    ['2 linear layers as pairs of rank 64 to 96']
+    """
+    told = []
+    for edit, noun in (("factor_embedding", "embedding table"), ("factor_linear", "linear layer")):
+        ranks = sorted({record.get("rank", 0) for record in journal if record.get("edit") == edit})
+        count = sum(record.get("edit") == edit for record in journal)
+        if count:
+            plural = "s" * (count > 1)
+            shown = " to ".join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))
+            head = " and the tied head" * any(record.get("head") for record in journal if record.get("edit") == edit)
+            told.append(f"{count} {noun}{plural}{head} as {'pairs' if count > 1 else 'a pair'} of rank {shown}")
+    return told
 
 
 def _packed(journal: Sequence[Row]) -> list[str]:

@@ -10,12 +10,14 @@ units.py       narrow_heads, narrow_neurons, narrow_hidden
 vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
 scaling.py     scale_inputs
+factoring.py   factor_linear, factor_embedding
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
 cutting.py     what the edits cut with
 """
 
 from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
+from niwaki.surgery.factoring import factor_embedding, factor_linear
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
@@ -31,6 +33,8 @@ __all__ = [
     "cluster_linear",
     "edit",
     "entropy_coded",
+    "factor_embedding",
+    "factor_linear",
     "fixed_tokens",
     "is_plain",
     "is_sparse",

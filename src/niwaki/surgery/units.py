@@ -14,15 +14,15 @@ from niwaki.errors import NiwakiError
 from niwaki.layers.empty import EmptyAttention
 from niwaki.residual import residual_of
 from niwaki.surgery.cutting import (
-    as_linear,
-    as_table,
     check_indices,
     layer_at,
     linear_of,
+    linear_or_pair,
     narrow,
+    narrow_columns,
     narrow_linear,
-    narrow_weight,
     put,
+    table_or_pair,
 )
 from niwaki.surgery.journal import edit
 from niwaki.surgery.ties import tie_head
@@ -90,12 +90,11 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
     """
     residual = residual_of(model)
     check_indices(channels, residual.width, "channels")
-    linears = {name: as_linear(model.get_submodule(name), name) for name in (*residual.writers, *residual.readers)}
-    tables = {name: as_table(model.get_submodule(name), name) for name in residual.tables}
+    linears = {name: linear_or_pair(model.get_submodule(name), name) for name in (*residual.writers, *residual.readers)}
+    tables = {name: table_or_pair(model.get_submodule(name), name) for name in residual.tables}
     index = torch.tensor(channels)
     for table in tables.values():
-        narrow_weight(table, index, dim=1)
-        table.embedding_dim = len(channels)
+        narrow_columns(table, index)
     for name in residual.norms:
         norm = model.get_submodule(name)
         for parameter in ("weight", "bias"):

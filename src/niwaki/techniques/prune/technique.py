@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from niwaki.errors import NiwakiError
+from niwaki.layers.factored import pairs_in
 from niwaki.parameters import Parameters
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.prune import hard_concrete, movement, units, weights
@@ -220,6 +221,13 @@ class Prune(Technique):
         """Refuse, before any work begins, what this model cannot give."""
         if "weights" in self.cut:
             weights.check(model, self.rule)
+        if (self.by in METHODS or self.learnt_share < 1.0) and (pairs := pairs_in(model)):
+            raise NiwakiError(
+                f"by {self.by} counts and solves for whole matrices, and {pairs[0]} is two factors",
+                expected="prune before factor",
+                fix="prune before factor, or by: first-order after it",
+                place=self.name,
+            )
         if self.learnt_share < 1.0:
             hard_concrete.check(model, self.learnt_share, self.multiple_of)
         for member in [*self.family().values()] or [self]:
