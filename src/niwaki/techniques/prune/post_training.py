@@ -20,7 +20,7 @@ from niwaki.checkpoint import weights_hash, write_tensors
 from niwaki.errors import NiwakiError
 from niwaki.export.prepare import is_known
 from niwaki.technique import Context
-from niwaki.techniques.prune import latency, mask_search, second_order
+from niwaki.techniques.prune import latency, mask_search, second_order, told
 from niwaki.techniques.prune.plan import Costs, Sizes, by_cost, by_share, candidates, macs
 from niwaki.techniques.prune.readout import Moments
 from niwaki.techniques.prune.rebuild import rebuild
@@ -87,15 +87,15 @@ class PostTraining:
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Plan the sizes and cut the model to them."""
         self.check(model)
-        layers = anatomy_of(model).layers
-        sizes = candidates(layers, self.multiple_of)
+        before = told.counts_of(model)
+        sizes = candidates(anatomy_of(model).layers, self.multiple_of)
         costs = self._costs(model, context, sizes)
         with frozen(model):
             calibration = calibrated(model, context, self.by, self.examples)
             chosen = self._chosen(sizes, costs, calibration.curves)
-            context.log({"event": "sizes", **chosen, "of": _whole(sizes), "multiple_of": self.multiple_of})
             choose = _chooser(self.by, calibration.fisher, chosen)
             rebuild(model, context.calibration_batches(self.examples, BATCH), choose)
+        told.tell(context.log, model, before, even=self.even, multiple_of=self.multiple_of)
         return model
 
     def _costs(self, model: nn.Module, context: Context, sizes: Mapping[str, list[list[int]]]) -> Costs | None:
@@ -186,8 +186,3 @@ def _chooser(by: str, fisher: Mapping[str, list[Tensor]], chosen: Sizes) -> Call
         return sorted(set(range(count)) - set(gone))
 
     return choose
-
-
-def _whole(sizes: Mapping[str, list[list[int]]]) -> Sizes:
-    """Return how many units of each kind there are now in each layer."""
-    return {kind: [block[-1] for block in sizes[kind]] for kind in UNITS}

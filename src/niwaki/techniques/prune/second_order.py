@@ -52,6 +52,4 @@ def order_of(
     floor = FISHER_DAMPING * float(fisher_DD.diagonal().mean()) + 1e-30
     root_DD = torch.linalg.cholesky(fisher_DD + floor * torch.eye(len(fisher_DD), dtype=torch.float64))
     priced_OI = root_DD.T @ weight_OI.detach().double()
-    return removal_order(
-        priced_OI, moments.hessian, layer.unit_width(kind), DAMPING, max(1, units // GROUPS), stay
-    )
+    return removal_order(priced_OI, moments.hessian, layer.unit_width(kind), DAMPING, max(1, units // GROUPS), stay)

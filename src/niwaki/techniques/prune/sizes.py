@@ -63,9 +63,7 @@ def best_sizes(
     return min(found)[1]
 
 
-def _best(
-    errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float, what: str
-) -> list[int]:
+def _best(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float, what: str) -> list[int]:
     """Return the same, with any block at any size."""
     least = sum(min(cost) for cost in costs)
     if least > budget * (1 + 1e-9):

@@ -222,6 +222,8 @@ class Prune(Technique):
             weights.check(model, self.rule)
         if self.learnt_share < 1.0:
             hard_concrete.check(model, self.learnt_share, self.multiple_of)
+        if self.shares and (self.even or self.by not in METHODS):
+            units.check(model, self._unit_shares)
         for member in [*self.family().values()] or [self]:
             assert isinstance(member, Prune)
             if member.by in METHODS and member.cut:
