@@ -63,7 +63,7 @@ def by_share(
                 place="prune",
             )
         if errors is None:
-            errors = [[0.0] * (total + 1) for total in totals]
+            errors = [[float(gone) for gone in range(total + 1)] for total in totals]
         losses = [[error[block[-1] - size] for size in block] for block, error in zip(sizes, errors, strict=True)]
         levels = best_sizes(losses, sizes, budget, some=range(len(sizes)))
         chosen = [sizes[index][level] for index, level in enumerate(levels)]
