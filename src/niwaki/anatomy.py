@@ -40,7 +40,9 @@ class Family:
         language_head: the linear from hidden state to vocabulary, below the task model, of a family that writes text.
         first_token: whether the classification head reads the first token's hidden state alone.
         config_layers, config_neurons: names of the counts in the config.
-        config_heads, config_key_value_heads: the same of heads, where layers of fewer heads can be built from it.
+        config_heads: the same of heads.
+        config_key_value_heads: the same of key and value heads, of a family whose config states the size of a head too
+            (under the name `head_size`); in the others it is the hidden width divided by the number of heads.
     """
 
     name: str
@@ -70,7 +72,7 @@ class Family:
     first_token: bool = True
     config_layers: str = "num_hidden_layers"
     config_neurons: str = "intermediate_size"
-    config_heads: str = ""
+    config_heads: str = "num_attention_heads"
     config_key_value_heads: str = ""
 
 
@@ -100,7 +102,6 @@ def _llama(name: str) -> Family:
         head="score",
         language_head="lm_head",
         first_token=False,
-        config_heads="num_attention_heads",
         config_key_value_heads="num_key_value_heads",
     )
 
@@ -135,6 +136,7 @@ FAMILIES: dict[str, Family] = {
             pooler="pre_classifier",
             config_layers="n_layers",
             config_neurons="hidden_dim",
+            config_heads="n_heads",
         ),
         _llama("llama"),
         _llama("mistral"),

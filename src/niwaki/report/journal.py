@@ -21,6 +21,7 @@ KNOWN = {
     "narrow_heads",
     "narrow_neurons",
     "narrow_hidden",
+    "narrow_pooler",
     "narrow_vocabulary",
     "factor_linear",
     "factor_embedding",
@@ -125,13 +126,19 @@ def _sparse(journal: Sequence[Row]) -> list[str]:
 
 
 def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
-    """Tell how many hidden channels are left.
+    """Tell how many hidden channels are left, and how many outputs of the pooling linear.
 
-    >>> _hidden([{"edit": "narrow_hidden", "channels": [0, 2]}], 4)
-    ['2 of 4 hidden channels']
+    >>> _hidden([{"edit": "narrow_hidden", "channels": [0, 2]}, {"edit": "narrow_pooler", "outputs": [1, 3]}], 4)
+    ['2 of 4 hidden channels', '2 of 4 outputs of the pooling linear']
     """
-    left = [len(record.get("channels", [])) for record in journal if record.get("edit") == "narrow_hidden"]
-    return [f"{left[-1]:,}{f' of {total:,}' if total else ''} hidden channels"] if left else []
+    sentences = []
+    for edit, part, noun in (
+        ("narrow_hidden", "channels", "hidden channels"),
+        ("narrow_pooler", "outputs", "outputs of the pooling linear"),
+    ):
+        left = [len(record.get(part, [])) for record in journal if record.get("edit") == edit]
+        sentences += [f"{left[-1]:,}{f' of {total:,}' if total else ''} {noun}"] if left else []
+    return sentences
 
 
 def _factored(journal: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ by replaying its journal on a base without weights.
 
 journal.py     the journal, what makes a function an edit, and doing edits again
 layers.py      keep_layers
-units.py       narrow_heads, narrow_neurons, narrow_hidden
+units.py       narrow_heads, narrow_neurons, narrow_hidden, narrow_pooler
 vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
 scaling.py     scale_inputs
@@ -23,7 +23,7 @@ from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
 from niwaki.surgery.scaling import scale_inputs
 from niwaki.surgery.ties import tie_head, tied_names
-from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons
+from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
 from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "narrow_heads",
     "narrow_hidden",
     "narrow_neurons",
+    "narrow_pooler",
     "narrow_vocabulary",
     "quantize_embedding",
     "quantize_linear",

@@ -38,8 +38,8 @@ CUTS: dict[str, tuple[str, ...]] = {
     "fisher": ("heads", "neurons", "hidden"),
     "activation": ("heads", "neurons", "hidden"),
     "random": ("heads", "neurons", "hidden", "weights"),
-    "mask-search": ("heads", "neurons", "macs"),
-    "second-order": ("heads", "neurons", "latency"),
+    "mask-search": ("heads", "neurons", "macs", "latency"),
+    "second-order": ("heads", "neurons", "macs", "latency"),
     "hard-concrete": ("parameters",),
     "movement": ("heads", "neurons", "weights"),
     "wanda": ("weights",),
@@ -230,6 +230,8 @@ class Prune(Technique):
             )
         if self.learnt_share < 1.0:
             hard_concrete.check(model, self.learnt_share, self.multiple_of)
+        if self.shares and (self.even or self.by not in METHODS):
+            units.check(model, self._unit_shares)
         for member in [*self.family().values()] or [self]:
             assert isinstance(member, Prune)
             if member.by in METHODS and member.cut:
