@@ -129,9 +129,9 @@ def test_calibration_never_sees_selection_rows(saved_base: Bases, toy_task: Task
     rest, held = base.data.selection(base.seed)
 
     class Watched(Context):
-        def calibration_batches(self, count: int, batch_size: int = 32) -> Any:
+        def calibration_batches(self, count: int, batch_size: int = 32, length: int | None = None) -> Any:
             seen.append(len(self.train))
-            return super().calibration_batches(count, batch_size)
+            return super().calibration_batches(count, batch_size, length)
 
     watched = Watched(**vars(base))
     only = ("*embeddings*", "*attention*", "*.layer.1.*", "*pooler*")

@@ -11,6 +11,10 @@ from niwaki.cli import options
 from niwaki.cli.app import MISSED, be_quiet, listed, only_json, print_json, tell_misses, verb
 
 Best = Annotated[bool, typer.Option("--best", help="Keep the best epoch on held-out rows, not the last.")]
+Average = Annotated[
+    float,
+    typer.Option("--average", help="Decay of a moving average of the weights, kept as the result; 0.99 to 0.999."),
+]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", help="A YAML file, or a shipped recipe by name (niwaki explain lists them)."),
@@ -44,6 +48,7 @@ def finetune(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Highest; 2e-5 to 2e-4.")] = 8e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a step, 16 to 128.")] = 64,
     best: Best = False,
+    average: Average = 0.0,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -71,6 +76,7 @@ def finetune(
         learning_rate=learning_rate,
         batch_size=batch_size,
         best=best,
+        average=average,
         threads=threads,
         seed=seed,
         progress=not quiet,
