@@ -160,10 +160,10 @@ def _check(recipe: Recipe, model: nn.Module, formats: Collection[str]) -> None:
     widths_known = True
     for step in recipe.steps:
         step.check(model)
-        if widths_known and isinstance(step, Technique):
-            step.check_export(model, formats)
-        parts = step.together if isinstance(step, Train) else (step,)
-        widths_known &= all(part.cuts != Grain.UNIT for part in parts)
+        for part in step.together if isinstance(step, Train) else (step,):
+            if widths_known:
+                part.check_export(model, formats)
+            widths_known &= part.cuts != Grain.UNIT
 
 
 def _is_measured(run: Run, runtimes: Sequence[str], threads: int) -> bool:

@@ -33,6 +33,8 @@ from niwaki.testing import fresh, logits, make_context
 
 Bases = Callable[..., Path]
 Events = list[dict[str, Any]]
+#: All but the first feed-forward and the head.
+MOST = ("*attention*", "*embeddings*", "*layer.1*")
 OLD, NEW = ("avx2", "avx512"), ("avx2", "avx512", "vnni")
 
 
@@ -232,12 +234,26 @@ def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypat
 def test_a_form_beyond_the_limit_is_repaired(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "measure_subjects", Clock({}, dict.fromkeys(["int8 dynamic"], 3.0)))
     monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
+    monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
     monkeypatch.setattr("niwaki.techniques.quantize.technique.FORMS", {"int8 dynamic": {}})
     context, events = logging(context)
-    Quantize(by="measured", allowed_drop=2.5, skip=("*attention*", "*embeddings*", "*layer.1*")).apply(
-        fresh(context), context
-    )
+    Quantize(by="measured", allowed_drop=2.5, skip=MOST).apply(fresh(context), context)
     assert of(events, "forms")["repaired"] and of(events, "allowed-drop")["allowed"] == 2.5
+
+
+def test_files_are_really_timed_and_scored(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels are the answers of the floats, so the drop of a file is the share of rows that it answers otherwise."""
+    monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
+    monkeypatch.setattr(measured, "ROUNDS", 1)
+    monkeypatch.setattr("niwaki.techniques.quantize.technique.FORMS", {"int8 dynamic": {}})
+    context, events = logging(context)
+    model = Quantize(by="measured", allowed_drop=100.0).apply(fresh(context), context)
+    floats, form = of(events, "forms")["forms"]
+    assert (floats["form"], floats["drop"]) == ("floats", 0.0) and form["chosen"] and not form["refused"]
+    assert form["size_bytes"] < floats["size_bytes"] and min(form["seconds"], floats["seconds"]) > 0
+    rows = context.data.validation
+    wrong = float((predict(model, rows, 1).argmax(-1) != rows.labels).mean())
+    assert form["drop"] == pytest.approx(100 * wrong, abs=100 / len(rows))
 
 
 def test_a_form_that_no_file_holds_is_told() -> None:
