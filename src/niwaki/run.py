@@ -28,7 +28,7 @@ from niwaki.report import card
 from niwaki.runtime import default_threads
 from niwaki.task import Dataset, Task
 from niwaki.teacher import cache_folder
-from niwaki.technique import Context, Grain, Technique
+from niwaki.technique import Context, Grain
 from niwaki.train import Train
 
 

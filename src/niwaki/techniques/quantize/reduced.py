@@ -33,4 +33,5 @@ def ranges_told(wanted: bool | None, activations: Collection[str], log: Callable
         else f"sums saturate, and reduce_range is false: with true, weights within -{reach}..{reach} do not"
     )
     kind = "this processor has neither VNNI nor AMX and adds products of bytes in pairs in 16 bits"
-    log({"event": "note", "note": f"{kind}, where {sums}: {done}"})
+    slow = "products of integers may be no faster here than those of floats: compare, or write by: measured"
+    log({"event": "note", "note": f"{kind}, where {sums}: {done}; {slow}"})
