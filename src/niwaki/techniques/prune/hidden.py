@@ -34,7 +34,8 @@ def standing(model: nn.Module, kind: str, by: str, seed: int) -> Tensor:
 
 def pooled_magnitude(model: nn.Module) -> Tensor:
     """Return for each output of the pooling linear the norm of the weights that read it, (P,)."""
-    return cast(nn.Linear, anatomy_of(model).head).weight.detach().float().norm(dim=0)
+    weight_CP: Tensor = cast(nn.Linear, anatomy_of(model).head).weight.detach()
+    return weight_CP.float().norm(dim=0)
 
 
 def magnitude(model: nn.Module) -> Tensor:
