@@ -35,7 +35,8 @@ def standing(model: nn.Module, kind: str, by: str, seed: int) -> Tensor:
 def pooled_magnitude(model: nn.Module) -> Tensor:
     """Return for each output of the pooling linear the norm of the weights that read it, (P,)."""
     weight_CP: Tensor = cast(nn.Linear, anatomy_of(model).head).weight.detach()
-    return weight_CP.float().norm(dim=0)
+    norms_P: Tensor = torch.linalg.vector_norm(weight_CP.float(), dim=0)
+    return norms_P
 
 
 def magnitude(model: nn.Module) -> Tensor:
