@@ -262,6 +262,8 @@ def test_a_form_that_no_file_holds_is_told() -> None:
     assert choose(forms, 1.0).form == "b"
     with pytest.raises(NiwakiError, match="has 48 inputs"):
         choose(forms[:1], 1.0)
+    both = [Tried("a", "openvino", 1.0, 1, 0.2), *forms]  # a is faster, and ONNX Runtime cannot hold it
+    assert choose(both, 1.0).form == "b" and choose(both[:2], 1.0).form == "a"
     table = told_of([{"event": "forms", "metric": "accuracy", "forms": [vars(form) for form in forms]}])[0]
     assert table.lines[-1][2] == "has 48 inputs" and table.lines[-1][3] == "–"
 
@@ -279,6 +281,12 @@ def test_measured_takes_no_form_of_its_own(wrong: dict[str, Any], match: str) ->
         Quantize(by="measured", **wrong)
     with pytest.raises(NiwakiError, match="a way to find integers"):
         Quantize(override={"*": {"by": "measured"}})
+
+
+def test_without_a_runtime_nothing_is_measured(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "installed", lambda: ("torch",))
+    with pytest.raises(NiwakiError, match="finds no runtime"):
+        Quantize(by="measured").check(context.base)
 
 
 def test_reduced_products_fit_16_bits() -> None:
@@ -325,6 +333,7 @@ def test_the_range_is_as_told(context: Context, monkeypatch: pytest.MonkeyPatch)
         found = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
         return max(int(linear.weight.abs().max()) for linear in found), events
 
+    assert [note["event"] for note in widest(OLD, allowed_drop=100.0)[1]].count("note") == 1
     assert widest(NEW) == (127, []) and widest(OLD, activations="none") == (127, [])
     assert widest(NEW, reduce_range=True) == (64, [])
     wide, events = widest(OLD, reduce_range=False)

@@ -21,7 +21,7 @@ from niwaki.measure.subjects import Subject, measure_subjects
 from niwaki.runtime import default_threads, installed
 from niwaki.task import Encoded
 from niwaki.technique import Context
-from niwaki.techniques.quantize.sensitivity import Settings, within
+from niwaki.techniques.quantize.sensitivity import Settings, quiet, within
 
 #: Points that may be lost where nothing else is said.
 USUAL_DROP = 1.0
@@ -94,7 +94,7 @@ def fastest(settings: Forms, forms: Mapping[str, Mapping[str, Any]], model: nn.M
         NiwakiError: no runtime is installed, the model cannot be exported, or nothing is within the limit.
     """
     allowed = USUAL_DROP if settings.allowed_drop is None else settings.allowed_drop
-    runtimes = _runtimes(model)
+    runtimes = runtimes_for(model)
     rest, rows = context.data.selection(context.seed)
     rows, held = rows.sample(SCORED_ROWS, context.seed), replace(context, data=replace(context.data, train=rest))
     named = {name: form_of(settings, form) for name, form in forms.items() if _fits(settings, form)}
@@ -118,6 +118,8 @@ def form_of(settings: Kind, form: Mapping[str, Any]) -> Kind:
 def choose(tried: Sequence[Tried], allowed: float) -> Tried:
     """Return the fastest form within the limit; where there is none, the fastest, which is to be repaired.
 
+    A form that one of the runtimes cannot hold is taken only where there is no other: any may come after.
+
     >>> forms = [Tried("a", "x", 2.0, 1, 0.5), Tried("b", "x", 1.0, 1, 3.0), Tried("floats", "x", 0.5, 1, 0.0)]
     >>> choose(forms, 1.0).form, choose(forms, 0.1).form
     ('a', 'b')
@@ -129,6 +131,8 @@ def choose(tried: Sequence[Tried], allowed: float) -> Tried:
             expected="a form that one runtime takes",
             place="quantize",
         )
+    narrow = {form.form for form in tried if form.refused}
+    forms = [form for form in forms if form.form not in narrow] or forms
     good = [form for form in forms if form.drop is not None and form.drop <= allowed]
     return min(good or forms, key=lambda form: form.seconds or 0.0)
 
@@ -138,8 +142,12 @@ def _fits(settings: Forms, form: Mapping[str, Any]) -> bool:
     return settings.embeddings is True or form.get("embeddings") is not True
 
 
-def _runtimes(model: nn.Module) -> list[str]:
-    """Return the runtimes to try."""
+def runtimes_for(model: nn.Module) -> list[str]:
+    """Return the runtimes to try.
+
+    Raises:
+        NiwakiError: none is installed, or the model cannot be exported.
+    """
     if anatomy_of(model).language_head is not None:
         raise NiwakiError(
             "by: measured exports every form, and a language model cannot be exported yet",
@@ -173,7 +181,7 @@ def _exported(
     for index, (name, settings) in enumerate({FLOATS: None, **named}.items()):
         candidate = copy.deepcopy(model)
         try:
-            candidate = candidate if settings is None else settings.apply(candidate, replace(context, log=_quiet))
+            candidate = candidate if settings is None else settings.apply(candidate, quiet(context))
         except NiwakiError as error:  # a group that does not divide a width
             refused += [Tried(name, runtime, refused=error.wrong) for runtime in runtimes]
             continue
@@ -188,10 +196,6 @@ def _exported(
             else:
                 subjects.append(Subject(name=name, runtime=runtime, path=path))
     return subjects, refused
-
-
-def _quiet(event: dict[str, Any]) -> None:
-    """Drop what the packing of a copy has to tell; the form that is chosen tells it again."""
 
 
 def _examples(rows: Encoded) -> list[dict[str, Tensor]]:

@@ -30,6 +30,9 @@ BATCH = 32
 FLOATS = 32
 
 
+Event = dict[str, Any]
+
+
 class Settings(Protocol):
     """What is asked of `quantize` here."""
 
@@ -105,19 +108,21 @@ def within(settings: Settings, model: nn.Module, context: Context, allowed: floa
     rest, rows = context.data.selection(context.seed)
     context = replace(context, data=replace(context.data, train=rest))
     parts = parts_of(settings, model)
-    pack = partial(packed, settings, parts, model, context)
+    pack = partial(packed, settings, parts, model)
     whole = answers(model, rows, context.task)
     few_hundred = rows.sample(RANKED_ROWS, context.seed)
-    ranked = _ranked(pack, parts, model, few_hundred, context)
+    ranked = _ranked(partial(pack, quiet(context)), parts, model, few_hundred, context)
     steps = promotions([Part(cost.modules, cost.bits) for cost in ranked])
     tries: dict[int, dict[str, Any]] = {}
-    best: list[nn.Module] = []
+    best: list[tuple[nn.Module, list[Event]]] = []
 
     def drop(count: int) -> float:
-        candidate = pack(kept_after(steps, count))
+        told: list[Event] = []
+        candidate = pack(replace(context, log=told.append), kept_after(steps, count))
         tries[count] = _difference(whole, answers(candidate, rows, context.task), rows, context)
         if drop_of(tries[count]) <= allowed:
-            best[:] = [candidate]  # each that is within the limit has fewer in higher precision than the one before
+            # each that is within the limit has fewer in higher precision than the one before
+            best[:] = [(candidate, told)]
         return drop_of(tries[count])
 
     _tell_few(rows, context, allowed)
@@ -140,7 +145,10 @@ def within(settings: Settings, model: nn.Module, context: Context, allowed: floa
             expected="a limit that one module in integers can hold",
             fix=f"allowed_drop: {least:.2g}, or by: gptq",
         )
-    return best[0]
+    result, told = best[0]
+    for event in told:
+        context.log(event)
+    return result
 
 
 def parts_of(settings: Settings, model: nn.Module) -> list[Part]:
@@ -196,6 +204,11 @@ def packed(
     for step in settings.keeping(kept, [name for part in parts for name in part.modules]):
         result = step.apply(result, context)
     return result
+
+
+def quiet(context: Context) -> Context:
+    """Return the context without its log: what the packing of a copy has to tell, that of the result tells again."""
+    return replace(context, log=lambda event: None)
 
 
 def answers(model: nn.Module, rows: Encoded, task: Task) -> Answers:

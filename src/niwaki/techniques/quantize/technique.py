@@ -235,6 +235,8 @@ class Quantize(Technique):
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
+        if self.by == "measured":
+            measured.runtimes_for(model)
         linears, tables = self.chosen(model)
         for name in (*linears, *tables):
             module = model.get_submodule(name)
