@@ -7,6 +7,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import input_products, input_ranges
 from niwaki.errors import NiwakiError, closest
-from niwaki.grid import Grid, Rounded, Zero
+from niwaki.grid import Grid, Rounded, Zero, nearest
 from niwaki.layers.linear import is_int8
 from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding, quantize_linear
-from niwaki.technique import Context, Grain, Technique
+from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.quantize import rounding
+from niwaki.techniques.quantize.aware import Plan, Steps
 
 DATA_FREE: dict[str, Callable[[Tensor, Grid], Rounded]] = {
     "mean-square": rounding.mean_square,
@@ -183,10 +185,7 @@ class Quantize(Technique):
         """Pack the model now."""
         self.check(model)
         linears, tables = self.chosen(model)
-        static = [name for name in linears if self.of(name).activations == "static"]
-        ranges: dict[str, tuple[float, float]] = {}
-        if static:
-            ranges = input_ranges(model, static, context.calibration_batches(self.examples), self.keep_range)
+        ranges = self._ranges(model, linears, context)
         shared = set(anatomy_of(model).tied_names or ()) if tables else set()
         for names in by_layer(model, [name for name in linears if name not in shared]):
             solved = [name for name in names if self.of(name).by in SOLVERS]
@@ -199,9 +198,50 @@ class Quantize(Technique):
             quantize_embedding(model, module=name, bits=self.table_bits)
         for name in linears:
             if name in shared:  # the language head, which is the word table
-                kind = "none" if self.table_bits < 8 else self.activations
-                self._quantize(model, name, Grid(self.table_bits), kind, None, ranges.get(name))
+                self._quantize(model, name, Grid(self.table_bits), self._head_activations, None, ranges.get(name))
         return model
+
+    @property
+    def can_accompany(self) -> bool:
+        """Say whether the method says where steps begin; those that solve for integers are for the end."""
+        return self.by == "nearest" or self.by in DATA_FREE
+
+    def accompany(self, model: nn.Module, context: Context) -> Companion:
+        """Round weights and inputs in each forward pass of the training, with steps that learn; pack at the end."""
+        self.check(model)
+        linears, tables = self.chosen(model)
+        for name in linears:
+            if not (settings := self.of(name)).can_accompany:
+                raise NiwakiError(
+                    f"{name} is rounded by {settings.by}, which does its work at once",
+                    expected=f"inside train: nearest, {', '.join(DATA_FREE)}, which say where the steps begin",
+                    fix="by: mean-square, or quantize as a step of its own after train",
+                    place="quantize",
+                )
+        ranges = self._ranges(model, linears, context)
+        shared = set(anatomy_of(model).tied_names or ()) if tables else set()
+        rows = Plan(Grid(self.table_bits), nearest if self.by == "nearest" else rounding.mean_square)
+        inputs = {name: affine(*limits) for name, limits in ranges.items()}
+        plans = {name: self.of(name)._plan(inputs.get(name)) for name in linears if name not in shared}
+        plans |= dict.fromkeys(tables, rows)
+        for name in shared.intersection(linears):
+            plans[name] = replace(rows, activations=self._head_activations, start_input=inputs.get(name))
+        return Steps(model, plans, self._quantize)
+
+    def _plan(self, start_input: tuple[float, int] | None) -> Plan:
+        return Plan(self.grid, DATA_FREE.get(self.by, nearest), self.activations, start_input)
+
+    def _ranges(self, model: nn.Module, linears: list[str], context: Context) -> dict[str, tuple[float, float]]:
+        """Return the range of the inputs of each linear whose activations are static."""
+        static = [name for name in linears if self.of(name).activations == "static"]
+        if not static:
+            return {}
+        return input_ranges(model, static, context.calibration_batches(self.examples), self.keep_range)
+
+    @property
+    def _head_activations(self) -> Literal["dynamic", "static", "none"]:
+        """Return those of a language head that is the word table."""
+        return "none" if self.table_bits < 8 else self.activations
 
     def _pack(
         self, model: nn.Module, name: str, products_II: Tensor | None, limits: tuple[float, float] | None
