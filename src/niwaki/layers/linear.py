@@ -122,7 +122,7 @@ class QuantizedLinear(nn.Module):
         if rounded is None:
             weight_OI, scale_O = quantize_rows(linear.weight)
         else:
-            weight_OI, scale_O = rounded.integers.bitwise_xor(128).view(torch.int8), rounded.scale[:, 0].contiguous()
+            weight_OI, scale_O = _as_int8(rounded)
         bias_O = None if linear.bias is None else linear.bias.detach().to(torch.float32).clone()
         return cls(
             weight_OI,
@@ -187,9 +187,9 @@ class QuantizedEmbedding(nn.Module):
         self.register_buffer("scale", scale_V1)
 
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding) -> QuantizedEmbedding:
-        """Round an embedding's rows; on meta tensors only the shapes are made."""
-        weight_VD, scale_V = quantize_rows(embedding.weight)
+    def from_embedding(cls, embedding: nn.Embedding, rounded: Rounded | None = None) -> QuantizedEmbedding:
+        """Round an embedding's rows, unless their integers were found; on meta tensors only the shapes are made."""
+        weight_VD, scale_V = quantize_rows(embedding.weight) if rounded is None else _as_int8(rounded)
         return cls(weight_VD, scale_V[:, None], embedding.padding_idx)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -204,6 +204,11 @@ class QuantizedEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """Describe the layer in one line."""
         return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}"
+
+
+def _as_int8(rounded: Rounded) -> tuple[Tensor, Tensor]:
+    """Return integers of 8 bits around the middle, signed, and the step of each row."""
+    return rounded.integers.bitwise_xor(128).view(torch.int8), rounded.scale[:, 0].contiguous()
 
 
 def _check_activations(activations: str, scale: float | None, zero_point: int | None) -> None:

@@ -38,9 +38,13 @@ def narrow_columns(table: nn.Embedding | FactoredEmbedding, index: torch.Tensor)
 
 
 def narrow_weight(module: nn.Linear | nn.Embedding, index: torch.Tensor, dim: int) -> None:
-    """Keep these rows or columns of a weight, and of what belongs to it weight by weight, as a mask does."""
+    """Keep these rows or columns of a weight, and of what belongs to it.
+
+    That is every matrix among its buffers that is as long in this dimension: (O, I) goes weight by weight, as a mask
+    does, (O, 1) row by row.
+    """
     for name, buffer in module.named_buffers(recurse=False):
-        if buffer.shape == module.weight.shape:
+        if buffer.dim() == 2 and buffer.shape[dim] == module.weight.shape[dim]:
             setattr(module, name, buffer.index_select(dim, index.to(buffer.device)))
     narrow(module, "weight", index, dim)
 

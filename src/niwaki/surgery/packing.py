@@ -78,8 +78,8 @@ def quantize_embedding(model: nn.Module, *, module: str, bits: int = 8, values: 
     A language head tied to it and packed as well goes on sharing it: both are rounded row by row, to the same integers.
     """
     table = as_table(model.get_submodule(module), module)
-    if bits == 8 and values is None:
-        put(model, module, QuantizedEmbedding.from_embedding(table))
+    if bits == 8:
+        put(model, module, QuantizedEmbedding.from_embedding(table, values))
     else:
         put(model, module, PackedEmbedding.from_embedding(table, Grid(bits), values))
     tie_head(model)

@@ -23,9 +23,10 @@ from niwaki.grid import Grid, Rounded, Zero, nearest
 from niwaki.layers.linear import is_int8
 from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding, quantize_linear
-from niwaki.technique import Context, Grain, Technique
+from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.quantize import measured, rounding
-from niwaki.techniques.quantize.calibration import Wanted, calibrate
+from niwaki.techniques.quantize.aware import Plan, Steps
+from niwaki.techniques.quantize.calibration import Calibration, Wanted, calibrate
 from niwaki.techniques.quantize.reduced import ranges_told, reduces
 from niwaki.techniques.quantize.sensitivity import within
 from niwaki.techniques.quantize.smoothing import divided, fold_awq
@@ -273,18 +274,13 @@ class Quantize(Technique):
             return measured.fastest(self, FORMS, model, context)
         if self.allowed_drop is not None:
             return within(self, model, context, self.allowed_drop)
-        ranges_told(self.reduce_range, {self.of(name).activations for name in self.chosen(model)[0]}, context.log)
         linears, tables = self.chosen(model)
         shared = set(anatomy_of(model).tied_names or ()) if tables else set()
-        own = [name for name in linears if name not in shared]
-        rows = partial(context.calibration_batches, self.examples, length=self.length)
-        settings = {name: self.of(name) for name in linears}
-        wanted = {name: self._wanted(settings[name], name in shared) for name in linears}
-        found = calibrate(model, context, wanted, own, rows, self.smooth, self.keep_range)
-        settings |= {name: settings[name]._with(changes) for name, changes in found.changes.items()}
-        for names in by_layer(model, own):
+        settings, found = self._calibrated(model, linears, shared, context)
+        for names in by_layer(model, [name for name in linears if name not in shared]):
             solved = [name for name in names if settings[name].by in SOLVERS]
-            products = input_products(model, solved, rows()) if solved else {}
+            batches = context.calibration_batches(self.examples, length=self.length) if solved else ()
+            products = input_products(model, solved, batches) if solved else {}
             awq = {name: settings[name].grid for name in solved if settings[name].by == "awq"}
             folded = fold_awq(model, awq, names, products)
             for name in names:
@@ -301,9 +297,60 @@ class Quantize(Technique):
         for name in linears:
             if name in shared:  # the language head, which is the word table
                 one = settings[name]
-                kind = "none" if self.table_bits < 8 or one.grid.reduced else one.activations
-                self._quantize(model, name, Grid(self.table_bits), kind, None, found.ranges)
+                self._quantize(model, name, Grid(self.table_bits), self._of_head(one), None, found.ranges)
         return model
+
+    @property
+    def can_accompany(self) -> bool:
+        """Say whether the method says where steps begin; those that solve for integers are for the end."""
+        return self.allowed_drop is None and not self.smooth and (self.by == "nearest" or self.by in DATA_FREE)
+
+    def accompany(self, model: nn.Module, context: Context) -> Companion:
+        """Round weights and inputs in each forward pass of the training, with steps that learn; pack at the end."""
+        self.check(model)
+        linears, tables = self.chosen(model)
+        for name in linears:
+            self.of(name)._check_learns(name)
+        shared = set(anatomy_of(model).tied_names or ()) if tables else set()
+        settings, found = self._calibrated(model, linears, shared, context)
+        rows = Plan(Grid(self.table_bits), nearest if self.by == "nearest" else rounding.mean_square)
+        inputs = {name: affine(*limits) for name, limits in found.ranges.items()}
+        plans = {name: settings[name]._plan(inputs.get(name)) for name in linears if name not in shared}
+        plans |= dict.fromkeys(tables, rows)
+        for name in shared.intersection(linears):
+            plans[name] = replace(rows, activations=self._of_head(settings[name]), start_input=inputs.get(name))
+        return Steps(model, plans, self._quantize)
+
+    def _check_learns(self, name: str) -> None:
+        """Refuse, inside train, what does its work at once."""
+        if self.can_accompany:
+            return
+        told = "smooth" if self.smooth else "allowed_drop" if self.allowed_drop is not None else f"by {self.by}"
+        raise NiwakiError(
+            f"{name} is quantized with {told}, which does its work at once",
+            expected=f"inside train: by nearest, {', '.join(DATA_FREE)}, which say where the steps begin",
+            fix="by: mean-square, or quantize as a step of its own after train",
+            place="quantize",
+        )
+
+    def _plan(self, start_input: tuple[float, int] | None) -> Plan:
+        return Plan(self.grid, DATA_FREE.get(self.by, nearest), self.activations, start_input)
+
+    def _calibrated(
+        self, model: nn.Module, linears: list[str], shared: Collection[str], context: Context
+    ) -> tuple[dict[str, Quantize], Calibration]:
+        """Look at calibration rows; return the settings of each linear as they allow, and what they say."""
+        rows = partial(context.calibration_batches, self.examples, length=self.length)
+        settings = {name: self.of(name) for name in linears}
+        ranges_told(self.reduce_range, {one.activations for one in settings.values()}, context.log)
+        wanted = {name: self._wanted(settings[name], name in shared) for name in linears}
+        own = [name for name in linears if name not in shared]
+        found = calibrate(model, context, wanted, own, rows, self.smooth, self.keep_range)
+        return settings | {name: settings[name]._with(changes) for name, changes in found.changes.items()}, found
+
+    def _of_head(self, settings: Quantize) -> Literal["dynamic", "static", "none"]:
+        """Return the activations of a language head that is the word table."""
+        return "none" if self.table_bits < 8 or settings.grid.reduced else settings.activations
 
     def _wanted(self, settings: Quantize, shares_table: bool) -> Wanted:
         """Return what is wanted of a linear; of a head that shares its table no more than a range."""
