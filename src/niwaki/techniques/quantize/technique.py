@@ -93,6 +93,9 @@ class Quantize(Technique):
     more than that. "measured" tries every form that the runtimes here offer, as an exported file, by the clock, and
     takes the fastest within the limit.
 
+    Inside `train` weights, table rows and inputs are rounded in each forward pass, and the steps learn beside the
+    weights, from where "nearest", "mean-square", "percentile" or "hqq" begin; the integers trained are those packed.
+
     Args:
         bits: bits of a weight: 8, 6, 4, 3 or 2.
         group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
@@ -121,14 +124,15 @@ class Quantize(Technique):
         NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, weights
             are not finite, there are no rows to look at, or nothing can be packed within `allowed_drop`.
 
-    Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
+    Composes with: everything before it, and distill, prune and replace in the same train; comes last, for nothing may
+        cut what is packed into bits.
 
     References:
         Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
         equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT. Nagel et al. 2021, A White Paper on Neural Network
         Quantization (mean-square). Wu et al. 2020, Integer Quantization for Deep Learning Inference (percentile).
         Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Xiao et al. 2023, SmoothQuant,
-        equation 4 (smooth). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
+        equation 4 (smooth). Esser et al. 2020, Learned Step Size Quantization, section 2 (inside train). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
 
     Example:
         >>> Quantize(bits=8).activations, Quantize(preset="int4").activations
