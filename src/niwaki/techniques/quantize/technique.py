@@ -132,7 +132,8 @@ class Quantize(Technique):
         equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT. Nagel et al. 2021, A White Paper on Neural Network
         Quantization (mean-square). Wu et al. 2020, Integer Quantization for Deep Learning Inference (percentile).
         Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Xiao et al. 2023, SmoothQuant,
-        equation 4 (smooth). Esser et al. 2020, Learned Step Size Quantization, section 2 (inside train). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
+        equation 4 (smooth). Esser et al. 2020, Learned Step Size Quantization, section 2 (inside train). Badri and
+        Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
 
     Example:
         >>> Quantize(bits=8).activations, Quantize(preset="int4").activations
