@@ -22,6 +22,7 @@ from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding, quantize_linear
 from niwaki.technique import Context, Grain, Technique
 from niwaki.techniques.quantize import rounding
+from niwaki.walk import Walk
 
 DATA_FREE: dict[str, Callable[[Tensor, Grid], Rounded]] = {
     "mean-square": rounding.mean_square,
@@ -140,6 +141,12 @@ class Quantize(Technique):
         return self
 
     @property
+    def streams(self) -> bool:
+        """Say whether layers are looked at one after the other: static ranges are taken of the whole model before."""
+        settings = [self, *(self._with(one) for one in self.override.values())]
+        return all(one.activations != "static" for one in settings)
+
+    @property
     def grid(self) -> Grid:
         """Return the grid of the linears."""
         return _grid(self.bits, self.group, self.symmetric, self.by)
@@ -168,7 +175,7 @@ class Quantize(Technique):
         for name in (*linears, *tables):
             module = model.get_submodule(name)
             weight = cast(Tensor, module.weight)
-            if not bool(torch.isfinite(weight).all()):
+            if not weight.is_meta and not bool(torch.isfinite(weight).all()):
                 raise NiwakiError(f"{name} has weights that are not finite", expected="numbers", place="quantize")
             group = self.of(name).group
             if name in linears and isinstance(group, int) and weight.shape[1] % group:
@@ -188,28 +195,48 @@ class Quantize(Technique):
         if static:
             ranges = input_ranges(model, static, context.calibration_batches(self.examples), self.keep_range)
         shared = set(anatomy_of(model).tied_names or ()) if tables else set()
-        for names in by_layer(model, [name for name in linears if name not in shared]):
-            solved = [name for name in names if self.of(name).by in SOLVERS]
-            products: dict[str, Tensor] = {}
-            if solved:
-                products = input_products(model, solved, context.calibration_batches(self.examples))
-            for name in names:
-                self._pack(model, name, products.get(name), ranges.get(name))
-        for name in tables:
-            quantize_embedding(model, module=name, bits=self.table_bits)
-        for name in linears:
-            if name in shared:  # the language head, which is the word table
+        self._pack_layers(model, [name for name in linears if name not in shared], ranges, context)
+        heads = [name for name in linears if name in shared]  # the language head, which is the word table
+        with context.parts.held(model, *tables, *heads):
+            for name in tables:
+                quantize_embedding(model, module=name, bits=self.table_bits)
+            for name in heads:
                 kind = "none" if self.table_bits < 8 else self.activations
                 self._quantize(model, name, Grid(self.table_bits), kind, None, ranges.get(name))
         return model
+
+    def _pack_layers(
+        self, model: nn.Module, linears: list[str], ranges: dict[str, tuple[float, float]], context: Context
+    ) -> None:
+        """Pack linears layer by layer, and then those outside the layers."""
+        parts = context.parts
+        solved = {name for name in linears if self.of(name).by in SOLVERS} if parts.has_weights else set()
+        layers = {layer.index: layer for layer in anatomy_of(model).layers}
+        groups = {index: [name for name in linears if name.startswith(f"{one.path}.")] for index, one in layers.items()}
+        last = max((index for index, names in groups.items() if solved & set(names)), default=-1)
+        walk = Walk(model, context.calibration_batches(self.examples), parts) if last >= 0 else None
+        for index, names in groups.items():
+            with parts.held(model, layers[index].path):
+                seen = [name for name in names if name in solved]
+                products = walk.products(layers[index], seen) if walk and seen else {}
+                for name in names:
+                    self._pack(model, name, products.get(name), ranges.get(name))
+                if walk and index < last:
+                    walk.go_through(layers[index])
+        rest = [name for name in linears if not any(name in names for names in groups.values())]
+        seen = [name for name in rest if name in solved]
+        products = input_products(model, seen, context.calibration_batches(self.examples)) if seen else {}
+        with parts.held(model, *rest):
+            for name in rest:
+                self._pack(model, name, products.get(name), ranges.get(name))
 
     def _pack(
         self, model: nn.Module, name: str, products_II: Tensor | None, limits: tuple[float, float] | None
     ) -> None:
         settings = self.of(name)
         weight_OI = cast(nn.Linear, model.get_submodule(name)).weight.detach()
-        rounded = rounded_by(settings.by, weight_OI, products_II, settings.grid)
-        self._quantize(model, name, settings.grid, settings.activations, rounded, limits)
+        rounded = None if weight_OI.is_meta else rounded_by(settings.by, weight_OI, products_II, settings.grid)
+        self._quantize(model, name, settings.grid, settings.activations, rounded, limits, settings.by == "awq")
 
     def _quantize(
         self,
@@ -219,6 +246,7 @@ class Quantize(Technique):
         activations: Literal["dynamic", "static", "none"],
         rounded: Rounded | None,
         limits: tuple[float, float] | None,
+        scales_inputs: bool = False,
     ) -> None:
         arguments: dict[str, Any] = {"module": name, "bits": grid.bits, "activations": activations}
         if grid.group != "channel":
@@ -229,8 +257,8 @@ class Quantize(Technique):
             arguments["scale"], arguments["zero_point"] = affine(*limits)
         if rounded is not None:
             arguments["values"] = rounded
-            if rounded.input_scale is not None:
-                arguments["scales_inputs"] = True
+        if scales_inputs:
+            arguments["scales_inputs"] = True
         quantize_linear(model, **arguments)
 
     def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
@@ -242,13 +270,6 @@ class Quantize(Technique):
 def _grid(bits: int, group: int | Literal["channel", "tensor"], symmetric: bool, by: str) -> Grid:
     zero: Zero = "float" if by == "hqq" else "middle" if symmetric else "integer"
     return Grid(bits, group, zero)
-
-
-def by_layer(model: nn.Module, names: list[str]) -> list[list[str]]:
-    """Return the names in the order of a forward pass: those of each layer together, then the others."""
-    layers = [[name for name in names if name.startswith(f"{layer.path}.")] for layer in anatomy_of(model).layers]
-    inside = {name for group in layers for name in group}
-    return [group for group in (*layers, [name for name in names if name not in inside]) if group]
 
 
 def rounded_by(by: str, weight_OI: Tensor, products_II: Tensor | None, grid: Grid) -> Rounded | None:
