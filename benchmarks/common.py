@@ -67,3 +67,12 @@ def write_result(case: str, figures: dict[str, Any], records: Any, conditions: d
     path = ROOT / "benchmarks" / case / "result.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(figures, indent=2))
+
+
+def write_stage(case: str, name: str, figures: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    """Put the figures and records of one stage into `benchmarks/CASE/result.json`, in place of its former ones."""
+    path = ROOT / "benchmarks" / case / "result.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = [record for record in before.get("records", []) if record.get("stage") != name]
+    records = [*kept, *({"stage": name, **record} for record in records)]
+    write_result(case, before.get("figures", {}) | figures, records, before.get("conditions", {}))

@@ -125,17 +125,16 @@ def test_a_walk_sees_what_whole_passes_see(saved_base: Bases, toy_task: Task, ta
         own = task if family == "qwen2" else toy_task
         context = make_context(saved_base(family), own, tmp_path / family)
         model = fresh(context)
-        seen: list[torch.Tensor] = []
         anatomy = anatomy_of(model)
         walk = Walk(model, context.calibration_batches(40), context.parts)
         for layer in anatomy.layers:
             walk.go_through(layer)
-        handle = anatomy.layers[-1].module.register_forward_hook(lambda *given: seen.append(given[2]))
         with torch.inference_mode():
-            for batch in context.calibration_batches(40):
-                model(**inputs_of(batch))
-        handle.remove()
-        assert len(seen) == 2 and all(torch.equal(one, walk.hidden[index]) for index, one in enumerate(seen))
+            passes = [model(**inputs_of(b), output_hidden_states=True) for b in context.calibration_batches(40)]
+        assert len(passes) == len(walk.hidden) == 2
+        for index, output in enumerate(passes):
+            hidden_BTD = walk.hidden[index] if family != "qwen2" else anatomy.model.model.norm(walk.hidden[index])
+            assert torch.equal(output.hidden_states[-1], hidden_BTD)
 
 
 def test_a_large_model_is_streamed_unasked_and_goes_on(

@@ -120,7 +120,8 @@ def compress(
         threads: of PyTorch, and of one inference when measured; by default as PyTorch is set, and the physical cores.
         progress: draw progress bars.
         stream: read a decoder from disk block by block, and never have it in memory as a whole; for a recipe of a
-            single `quantize`. Nothing is measured then. By default a decoder too large for a quarter of the free memory.
+            single `quantize`. Nothing is measured then. By default a decoder that, in 32 bits, takes more than a
+            quarter of the free memory.
 
     Raises:
         NiwakiError: the base, the recipe or the data do not fit together, or an artifact does not agree with the model.
