@@ -21,6 +21,7 @@ def finetune(
     batch_size: int = 64,
     seed: int = 0,
     best: bool = False,
+    average: float = 0.0,
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
@@ -37,12 +38,13 @@ def finetune(
         batch_size: rows in one optimizer step.
         seed: of everything random, the new head too.
         best: keep the weights of the best epoch on selection rows.
+        average: decay of a moving average of the weights, which is then the result; 0 keeps the last. 0.99 to 0.999.
         threads: of PyTorch.
         progress: draw progress bars.
     """
     if Path(model).resolve() == Path(out).resolve():
         raise NiwakiError(f"--out is the model's own folder {out}", expected="another folder")
-    step = Train(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, best=best)
+    step = Train(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, best=best, average=average)
     return carry_out_into(
         Path(out), str(model), Recipe([step]), task, seed=seed, threads=threads, progress=progress, new_head=True
     )

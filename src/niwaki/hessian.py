@@ -17,7 +17,8 @@ TRIES = 8
 def factor_of_inverse(products_II: Tensor, damping: float = DAMPING) -> Tensor:
     """Return the upper Cholesky factor U of the damped inverse: U^T U = (H + damping I)^-1.
 
-    It is the inverse of `reverse_factor`: H^-1 = (R R^T)^-1 = R^-T R^-1.
+    The lower factor of H with its rows and columns in reverse, put in reverse itself, is an upper R with H = R R^T. So
+    H^-1 = R^-T R^-1, and U is the inverse of R.
 
     Args:
         products_II: H = X^T X of the inputs X, in 64 bits.
@@ -26,13 +27,13 @@ def factor_of_inverse(products_II: Tensor, damping: float = DAMPING) -> Tensor:
     Raises:
         NiwakiError: H has no Cholesky factor, however damped: the inputs are not finite.
     """
-    reverse_II = reverse_factor(products_II, damping)
+    reverse_II = lower_factor(products_II.flip((0, 1)), damping).flip((0, 1))
     eye_II = torch.eye(len(reverse_II), dtype=reverse_II.dtype, device=reverse_II.device)
     return torch.linalg.solve_triangular(reverse_II, eye_II, upper=True)
 
 
-def reverse_factor(products_II: Tensor, damping: float = DAMPING) -> Tensor:
-    """Return the upper R with R R^T = H + damping I: the Cholesky factor with rows and columns taken from the last.
+def lower_factor(products_II: Tensor, damping: float = DAMPING) -> Tensor:
+    """Return the lower Cholesky factor L of the damped H: L L^T = H + damping I.
 
     Args:
         products_II: H = X^T X of the inputs X, in 64 or 32 bits; inputs that are always zero count as if they were one.
@@ -40,16 +41,20 @@ def reverse_factor(products_II: Tensor, damping: float = DAMPING) -> Tensor:
 
     Raises:
         NiwakiError: H has no Cholesky factor, however damped: the inputs are not finite.
+
+    Example:
+        >>> lower_factor(torch.tensor([[4.0, 2.0], [2.0, 5.0]]), damping=0.0)
+        tensor([[2., 0.],
+                [1., 2.]])
     """
-    diagonal_I = products_II.diagonal()
-    idle_I, mean = (diagonal_I == 0).flip(0), diagonal_I.mean()
-    share = damping
+    diagonal_I, share = products_II.diagonal().clone(), damping
+    idle_I, mean = diagonal_I == 0, diagonal_I.mean()
+    products_II = products_II.clone()  # what was given is not held: it may be large
     for _ in range(TRIES):
-        damped_II = products_II.flip((0, 1))
-        damped_II.diagonal().add_(share * mean + idle_I)
-        lower_II, failed = torch.linalg.cholesky_ex(damped_II)
+        products_II.diagonal().copy_(diagonal_I + (share * mean + idle_I))
+        lower_II, failed = torch.linalg.cholesky_ex(products_II)
         if not failed and bool(torch.isfinite(lower_II.diagonal()).all()):
-            return lower_II.flip((0, 1))
+            return lower_II
         share *= 10.0
     raise NiwakiError(
         f"the products of the inputs have no Cholesky factor, with {share / 10 * 100:g}% of their mean added",

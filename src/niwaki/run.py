@@ -307,7 +307,8 @@ def _after(step: Step, model: nn.Module, context: Context) -> nn.Module:
     parts = context.parts
     if not isinstance(parts, OnDisk):
         return step.run(model, context).cpu()
-    parts.lay_out(step.run(copy.deepcopy(model), replace(context, parts=Plan())), context.workspace)
+    plan = replace(context, parts=Plan(), log=lambda event: None)
+    parts.lay_out(step.run(copy.deepcopy(model), plan), context.workspace)
     return step.run(model, context)
 
 

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from niwaki.calibrate import predict
 from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, write_tensors, written_aside
 from niwaki.errors import NiwakiError
+from niwaki.moving_average import MovingAverage
 from niwaki.parameters import Parameters
 from niwaki.runtime import OUTCOMES
 from niwaki.schedules import warmup_linear
 from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
-from niwaki.technique import Companion, Context, Technique
+from niwaki.technique import Companion, Context, Grain, Technique
 
 LOG_EVERY = 25
 
@@ -48,11 +49,14 @@ class Train(Parameters):
         gradient_clip: greatest norm of the gradient; 0 is no clipping.
         best: keep the weights of the best epoch on the selection rows instead of the last. The rows come from the
             validation split where there is a test split, else they are held out of the training rows.
+        average: decay of a moving average of the weights, a step; the average is the result, and what `best` judges. 0
+            keeps the last weights. 0.99 to 0.999, with 1 / (1 - average) well below the number of steps.
         precision: "auto" takes bf16 where the CPU or GPU has it in hardware.
         checkpoint_seconds: time between two checkpoints.
 
     References:
         Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
+        Tarvainen and Valpola 2017, Mean Teachers Are Better Role Models, section 2 (average).
 
     Example:
         >>> Train(epochs=2).batch_size
@@ -69,6 +73,7 @@ class Train(Parameters):
     weight_decay: float = Field(0.01, ge=0, le=1)
     gradient_clip: float = Field(1.0, ge=0)
     best: bool = False
+    average: float = Field(0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_seconds: float = Field(60.0, gt=0)
 
@@ -84,7 +89,10 @@ class Train(Parameters):
         if self.best:
             rows, selection = context.data.selection(context.seed)
             context = replace(context, data=replace(context.data, train=rows))
-        companions = [technique.accompany(model, context) for technique in self.together]
+        # who cuts nothing watches what trains: it attaches when those that cut have put up what they put up
+        places = sorted(range(len(self.together)), key=lambda place: self.together[place].cuts == Grain.NONE)
+        attached = {place: self.together[place].accompany(model, context) for place in places}
+        companions = [attached[place] for place in range(len(places))]
         _fit(self, model, companions, context.train, selection, context)
         for companion in companions:
             model = companion.finish(model)
@@ -181,7 +189,7 @@ def _fit(
             if ends_epoch and selection is not None:
                 fit.judge(selection, epoch)
             fit.checkpoint_when_due()
-    fit.take_best()
+    fit.take_result()
     fit.accelerator.free_memory()
 
 
@@ -251,6 +259,11 @@ class _Fit:
         self.joint, self.optimizer = accelerator.prepare(joint, optimizer)
         self.place = Place()
         accelerator.register_for_checkpointing(self.place)
+        self.average: MovingAverage | None = None
+        if train.average:
+            learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self.average = MovingAverage(learnt, train.average)
+            accelerator.register_for_checkpointing(self.average)
         self.per_epoch = math.ceil(len(rows) / train.batch_size)
         self.steps = max(1, round(train.epochs * self.per_epoch))
         self.folder = context.workspace / "checkpoint"
@@ -292,6 +305,8 @@ class _Fit:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.place.step += 1
+        if self.average is not None:
+            self.average.update(self.place.step)
         self.seen += len(indices)
         return self._log(float(total.detach()), parts, factor) if self._logs() else {}
 
@@ -319,17 +334,22 @@ class _Fit:
     def judge(self, selection: Encoded, epoch: int) -> None:
         """Score the model on the selection rows; keep its weights when they are the best so far."""
         metric = self.context.task.metric
-        quality = score(metric, predict(self.model, selection, keep=OUTCOMES[outcome_of(metric)]), selection.labels)
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+            quality = score(metric, predict(self.model, selection, keep=OUTCOMES[outcome_of(metric)]), selection.labels)
+            ready = all(companion.ready(self.progress) for companion in self.companions)
+            rank = quality if higher_is_better(metric) else -quality
+            best = ready and rank >= self.place.best and self.accelerator.is_main_process
+            if best:
+                write_tensors(self.best_file, tensors_of(self.model))
         self.context.log({"event": "evaluate", "epoch": epoch + 1, "rows": len(selection), "selection": quality})
-        ready = all(companion.ready(self.progress) for companion in self.companions)
-        rank = quality if higher_is_better(metric) else -quality
-        if ready and rank >= self.place.best and self.accelerator.is_main_process:
+        if best:
             self.place.best = rank
-            write_tensors(self.best_file, tensors_of(self.model))
             self.checkpoint()  # place and best weights belong together
 
-    def take_best(self) -> None:
-        """Put the best weights back, where they were kept."""
+    def take_result(self) -> None:
+        """Put the best weights in place where they were kept, else the average where there is one."""
+        if self.average is not None:
+            self.average.take()
         if self.train.best and self.best_file.is_file():
             from safetensors.torch import load_file
 

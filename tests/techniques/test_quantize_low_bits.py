@@ -193,22 +193,22 @@ def test_single_modules_may_differ(context: Context) -> None:
 def test_the_solver_sees_what_the_layers_before_have_become(context: Context) -> None:
     """The second layer's inputs are those behind the first layer, rounded."""
     seen: list[torch.Tensor] = []
-    quantize = Quantize(bits=2, by="gptq", embeddings=False, examples=16)
+    quantize = Quantize(bits=2, by="gptq", embeddings=False, examples=32)
     original = fresh(context)
     name = anatomy_of(original).layers[1].name_of("query")
-    before = input_products(original, [name], context.calibration_batches(16))[name]
-    from niwaki.techniques.quantize import technique
+    before = input_products(original, [name], context.calibration_batches(32))[name]
+    from niwaki.techniques.quantize import packing
 
     def spy(weight_OI: torch.Tensor, products_II: torch.Tensor, grid: Grid) -> Rounded:
         seen.append(products_II)
         return nearest(weight_OI, grid)
 
-    solvers = dict(technique.SOLVERS)
+    solvers = dict(packing.SOLVERS)
     try:
-        technique.SOLVERS["gptq"] = spy
+        packing.SOLVERS["gptq"] = spy
         quantize.apply(fresh(context), context)
     finally:
-        technique.SOLVERS.update(solvers)
+        packing.SOLVERS.update(solvers)
     assert len(seen) == 13
     assert not any(one.shape == before.shape and torch.equal(one, before) for one in seen[6:])
 

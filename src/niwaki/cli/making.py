@@ -12,6 +12,10 @@ from niwaki.cli.app import MISSED, be_quiet, listed, only_json, print_json, tell
 from niwaki.errors import NiwakiError
 
 Best = Annotated[bool, typer.Option("--best", help="Keep the best epoch on held-out rows, not the last.")]
+Average = Annotated[
+    float,
+    typer.Option("--average", help="Decay of a moving average of the weights, kept as the result; 0.99 to 0.999."),
+]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", help="A YAML file, or a shipped recipe by name (niwaki explain lists them)."),
@@ -52,6 +56,7 @@ def finetune(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Highest; 2e-5 to 2e-4.")] = 8e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a step, 16 to 128.")] = 64,
     best: Best = False,
+    average: Average = 0.0,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -79,6 +84,7 @@ def finetune(
         learning_rate=learning_rate,
         batch_size=batch_size,
         best=best,
+        average=average,
         threads=threads,
         seed=seed,
         progress=not quiet,

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec
 import torch
 from torch import nn
 
+from niwaki.anatomy import FAMILIES, anatomy_of
 from niwaki.errors import NiwakiError
 
 Record = dict[str, Any]
@@ -68,12 +69,32 @@ def replay(model: nn.Module, records: Sequence[Record]) -> nn.Module:
 
 def is_plain(model: nn.Module) -> bool:
     """Say whether plain Transformers can build the edited model from its config alone."""
+    if not is_read(model.config, {}):
+        return False
     try:
         with torch.device("meta"):
             plain = type(model)(model.config)
     except ValueError:  # a width that the heads do not divide
         return False
-    return _shapes(plain) == _shapes(model)
+    return _shapes(plain) == _shapes(model) and _heads(plain) == _heads(model)
+
+
+def is_read(config: Any, changed: dict[str, int]) -> bool:
+    """Say whether Transformers accepts a config with these numbers changed, as it reads it from a file."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        type(config).from_dict({**config.to_dict(), **changed})
+    except (StrictDataclassError, ValueError):
+        return False
+    return True
+
+
+def _heads(model: nn.Module) -> list[tuple[int, int]]:
+    """Return number and size of the heads of each layer: 2 of 8 and 4 of 4 have matrices of one shape."""
+    if model.config.model_type not in FAMILIES:  # type: ignore[union-attr]
+        return []
+    return [(layer.heads, layer.head_size) for layer in anatomy_of(model).layers]
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -49,13 +49,14 @@ def quantize_linear(
     """
     linear = as_linear(model.get_submodule(module), module)
     grid = Grid(bits, group, zero)
-    if is_int8(grid) and not scales_inputs:
+    if is_int8(grid) and not (scales_inputs and activations == "none"):
         packed: nn.Module = QuantizedLinear.from_linear(
             linear,
             activations=activations,
             activation_scale=scale,
             activation_zero_point=zero_point,
             rounded=nearest(linear.weight, grid) if values is None and group == "tensor" else values,
+            scales_inputs=scales_inputs,
         )
     elif activations == "none":
         packed = PackedLinear.from_linear(linear, grid, values, scales_inputs=scales_inputs)

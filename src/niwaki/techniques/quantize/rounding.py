@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from niwaki.errors import NiwakiError
 from niwaki.grid import Grid, Rounded, fit, in_groups, limits, nearest, spread, steps, to_floats, to_integers
-from niwaki.hessian import reverse_factor
+from niwaki.hessian import lower_factor
 
 #: Shares of a group's range that are tried.
 SHRINKS = tuple(1.0 - 0.025 * index for index in range(25))
@@ -108,25 +111,34 @@ def gptq(weight_OI: Tensor, products_II: Tensor, grid: Grid, block: int = BLOCK,
         factor of H). The last looks: `swept`.
     """
     products_II = _of_mean_one(products_II)
+    start = mean_square(weight_OI, grid, products_II.diagonal())
+    rounded = Rounded(_in_turn(weight_OI, products_II, start, grid, block), start.scale, start.zero)
+    for _ in range(sweeps):
+        rounded = swept(weight_OI, products_II, rounded, grid, block)
+    return rounded
+
+
+def _in_turn(weight_OI: Tensor, products_II: Tensor, start: Rounded, grid: Grid, block: int) -> Tensor:
+    """Return the integers of `gptq`, uint8 (O, I).
+
+    Columns stand in the order of their inputs' size, the smallest first, and are taken from the last to the first: then
+    R is the lower Cholesky factor as it comes.
+    """
     diagonal_I = products_II.diagonal()
-    start = mean_square(weight_OI, grid, diagonal_I)
-    order_I = diagonal_I.argsort(descending=True, stable=True)
-    factor_II = reverse_factor(products_II[order_I][:, order_I])
+    order_I = diagonal_I.argsort(stable=True)
+    factor_II = lower_factor(products_II[order_I][:, order_I])
     # weights of inputs that are always zero do nothing
     turned = Turned(weight_OI.detach()[:, order_I] * (diagonal_I[order_I] != 0), start, grid, order_I)
     owed_IO = torch.zeros_like(turned.weight)  # (D R)^T, of the columns before
     pivots = factor_II.diagonal().tolist()
-    for first, last in _stretches(0, len(order_I), block):
-        for begin, end in _stretches(first, last, INNER):
-            for column in range(begin, end):
+    for first, last in reversed(_stretches(0, len(order_I), block)):
+        for begin, end in reversed(_stretches(first, last, INNER)):
+            for column in reversed(range(begin, end)):
                 turned.round(column, torch.add(turned.weights[column], owed_IO[column], alpha=1.0 / pivots[column]))
-                owed_IO[column + 1 : end].addr_(factor_II[column, column + 1 : end], turned.differences[column])
-            owed_IO[end:last].addmm_(factor_II[begin:end, end:last].T, turned.difference[begin:end])
-        owed_IO[last:].addmm_(factor_II[first:last, last:].T, turned.difference[first:last])
-    rounded = Rounded(turned.bytes()[:, order_I.argsort()], start.scale, start.zero)
-    for _ in range(sweeps):
-        rounded = swept(weight_OI, products_II, rounded, grid, block)
-    return rounded
+                owed_IO[begin:column].addr_(factor_II[column, begin:column], turned.differences[column])
+            owed_IO[first:begin].addmm_(factor_II[begin:end, first:begin].T, turned.difference[begin:end])
+        owed_IO[:first].addmm_(factor_II[first:last, :first].T, turned.difference[first:last])
+    return turned.bytes()[:, order_I.argsort()]
 
 
 def swept(weight_OI: Tensor, products_II: Tensor, rounded: Rounded, grid: Grid, block: int = BLOCK) -> Rounded:
@@ -139,8 +151,9 @@ def swept(weight_OI: Tensor, products_II: Tensor, rounded: Rounded, grid: Grid, 
     that gains most comes first).
     """
     width = weight_OI.shape[1]
-    products_II = _of_mean_one(products_II)
-    curvature = products_II.diagonal().clamp_min(1e-12).tolist()
+    products_II = products_II.float()
+    diagonal_I = products_II.diagonal()
+    curvature = torch.maximum(diagonal_I, 1e-12 * diagonal_I.mean().clamp_min(1e-18)).tolist()
     turned = Turned(weight_OI.detach(), rounded, grid, torch.arange(width, device=weight_OI.device))
     turned.start(rounded.integers)
     for first, last in _stretches(0, width, block):
@@ -158,7 +171,7 @@ def swept(weight_OI: Tensor, products_II: Tensor, rounded: Rounded, grid: Grid, 
 
 def _of_mean_one(products_II: Tensor) -> Tensor:
     """Return X^T X in 32 bits, divided by the mean of its diagonal."""
-    return products_II.float() / products_II.diagonal().mean().clamp_min(1e-30).float()
+    return products_II.to(torch.float32, copy=True).div_(products_II.diagonal().mean().clamp_min(1e-30))
 
 
 class Turned:
@@ -231,33 +244,67 @@ def _stretches(first: int, last: int, length: int) -> list[tuple[int, int]]:
 def awq(weight_OI: Tensor, products_II: Tensor, grid: Grid) -> Rounded:
     """Scale the inputs that carry most up in the weights before rounding, and down in front of the product.
 
-    Input j is divided by s_j = x_j^a and its column multiplied by it, where x_j is the root of its mean square and a
-    the exponent, of 20 between 0 and 1, whose rounded matrix changes the outputs least: the error of the outputs is
-    trace(D H D^T) with D the difference of the matrices and H = X^T X. Ranges are then shrunk as by "mean-square".
+    The factors are those of `awq_factors`. Ranges are then shrunk as by "mean-square".
 
     Args:
         weight_OI: the matrix.
         products_II: X^T X over real tokens.
         grid: what it is rounded to.
+    """
+    factors_I = awq_factors([weight_OI], products_II, [grid])
+    rounded = behind_factors(weight_OI, products_II.diagonal(), grid, factors_I)
+    return replace(rounded, input_scale=1.0 / factors_I)
+
+
+def awq_factors(
+    weights: Sequence[Tensor], products_II: Tensor, grids: Sequence[Grid], size_I: Tensor | None = None
+) -> Tensor:
+    """Return what the columns of matrices that read the same inputs are best multiplied by before rounding, (I,).
+
+    Input j is divided by s_j = x_j^a and its columns multiplied by it, where x_j is the root of its mean square and a
+    the exponent, of 20 between 0 and 1, whose rounded matrices change the outputs least: the error of the outputs is
+    trace(D H D^T) with D the difference of the matrices and H = X^T X.
+
+    Args:
+        weights: the matrices, (O, I) each.
+        products_II: X^T X over real tokens.
+        grids: what each matrix is rounded to.
+        size_I: x_j, where inputs that are divided by one number have to have one size.
+
+    Raises:
+        NiwakiError: X^T X is not finite.
 
     References:
         Lin et al. 2024, AWQ: Activation-aware Weight Quantization, equations 4 and 5 (there x_j is the mean of |X_j|).
     """
-    weight_OI = weight_OI.detach().float()
+    size_I = products_II.diagonal().double().sqrt() if size_I is None else size_I
     products_II = _of_mean_one(products_II)
-    size_I = products_II.diagonal().double().sqrt().clamp_min(1e-12)
-    best, least = mean_square(weight_OI, grid), float("inf")
+    best_I, least = torch.ones(len(products_II)), float("inf")
     for exponent in EXPONENTS:
-        scale_I = size_I**exponent
-        scale_I = (scale_I / (scale_I.max() * scale_I.min()).sqrt()).float().clamp(1e-4, 1e4)
-        rounded = mean_square(weight_OI * scale_I, grid, products_II.diagonal() / scale_I.square())
-        difference_OI = rounded.floats(grid).div_(scale_I).sub_(weight_OI)
-        error = float((difference_OI @ products_II).mul_(difference_OI).sum(dtype=torch.float64))
+        factors_I = size_I.clamp_min(1e-12) ** exponent
+        factors_I = (factors_I / (factors_I.max() * factors_I.min()).sqrt()).float().clamp(1e-4, 1e4)
+        error = 0.0
+        for weight_OI, grid in zip(weights, grids, strict=True):
+            rounded = behind_factors(weight_OI, products_II.diagonal(), grid, factors_I)
+            difference_OI = rounded.floats(grid).div_(factors_I).sub_(weight_OI.detach())
+            error += float((difference_OI @ products_II).mul_(difference_OI).sum(dtype=torch.float64))
         if error < least:
-            best, least = Rounded(rounded.integers, rounded.scale, rounded.zero, 1.0 / scale_I), error
-    if best.input_scale is None:
+            best_I, least = factors_I, error
+    if least == float("inf"):
         raise NiwakiError("the products of the inputs are not finite", expected="finite activations")
-    return best
+    return best_I
+
+
+def behind_factors(weight_OI: Tensor, squares_I: Tensor, grid: Grid, factors_I: Tensor) -> Rounded:
+    """Round a matrix whose columns are multiplied by factors, the inputs divided by them; ranges of least error.
+
+    Args:
+        weight_OI: the matrix, as it was.
+        squares_I: the sum of squares of each input, as they were.
+        grid: what it is rounded to.
+        factors_I: above 0.
+    """
+    return mean_square(weight_OI.detach().float() * factors_I, grid, squares_I / factors_I.square())
 
 
 def hqq(weight_OI: Tensor, grid: Grid) -> Rounded:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -14,23 +14,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
-from niwaki.calibrate import input_products, input_ranges
 from niwaki.errors import NiwakiError, closest
-from niwaki.grid import Grid, Rounded, Zero
+from niwaki.grid import Grid, Zero
 from niwaki.layers.linear import is_int8
 from niwaki.packable import check_patterns, packable
-from niwaki.surgery import quantize_embedding, quantize_linear
+from niwaki.surgery import quantize_embedding
 from niwaki.technique import Context, Grain, Technique
-from niwaki.techniques.quantize import rounding
-from niwaki.walk import Walk
-
-DATA_FREE: dict[str, Callable[[Tensor, Grid], Rounded]] = {
-    "mean-square": rounding.mean_square,
-    "percentile": rounding.percentile,
-    "hqq": rounding.hqq,
-}
-SOLVERS: dict[str, Callable[[Tensor, Tensor, Grid], Rounded]] = {"gptq": rounding.gptq, "awq": rounding.awq}
-
+from niwaki.techniques.quantize.calibration import Wanted, calibrate
+from niwaki.techniques.quantize.packing import ROWS, pack, pack_linears
 
 Bits = Literal[8, 6, 4, 3, 2]
 By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq"]
@@ -65,6 +56,13 @@ class Quantize(Technique):
     are left make up for each error, the second scales up the inputs that carry most. Both take the layers in order, on
     inputs that the layers before, rounded, put out.
 
+    `smooth` divides input channel j by s_j = max|X_j|^a / max|W_j|^(1 - a) and multiplies column j of the weights by
+    it, so that the outliers of activations, whose channels share one step, become those of weights, whose rows do not.
+    The division is folded where that is exact: into the values, for the output projection; into norms inside the
+    residual branch (decoders), for query, key, value, up and gate; into the up projection of a gated feed-forward, for
+    the down projection. A norm behind the residual sum (BERT) feeds the next sum too, and GELU is not linear: there
+    inputs are multiplied before they are rounded. Factors of "awq" are folded by the same rule.
+
     Args:
         bits: bits of a weight: 8, 6, 4, 3 or 2.
         group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
@@ -76,14 +74,18 @@ class Quantize(Technique):
             they are. They are half of a small model's bytes.
         skip: dotted names, or patterns with * and ?, of modules that stay as they are.
         override: by name or pattern, other bits, group, symmetric, activations or by for single linears.
-        examples: training rows to look at; padding is never counted. 128 to 1024.
+        smooth: the exponent a, in [0, 1]; 0 is off, 0.5 a good start. For linears whose activations are rounded.
+        examples: training rows to look at; padding is never counted. 128 to 1024. A linear that saw fewer tokens than
+            it has inputs is rounded to nearest in place of "gptq" and "awq"; below 32 tokens its static range becomes
+            dynamic, and it is not smoothed. The log says so.
+        length: the first so many tokens of each of these rows; none takes all. 32 to 512.
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
         preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
             "int4-gptq" or "int4-awq"; what is given beside it counts more.
 
     Raises:
-        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, or
-            weights are not finite.
+        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, weights
+            are not finite, or there are no rows to look at.
 
     Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
 
@@ -91,8 +93,8 @@ class Quantize(Technique):
         Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
         equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT. Nagel et al. 2021, A White Paper on Neural Network
         Quantization (mean-square). Wu et al. 2020, Integer Quantization for Deep Learning Inference (percentile).
-        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Badri and Shaji 2023, Half-Quadratic
-        Quantization of Large Machine Learning Models (hqq).
+        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Xiao et al. 2023, SmoothQuant,
+        equation 4 (smooth). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
 
     Example:
         >>> Quantize(bits=8).activations, Quantize(preset="int4").activations
@@ -109,7 +111,9 @@ class Quantize(Technique):
     embeddings: bool | Bits = True
     skip: tuple[str, ...] = ()
     override: dict[str, dict[str, bool | int | str]] = Field(default_factory=dict)
+    smooth: float = Field(0.0, ge=0, le=1)
     examples: int = Field(256, ge=1)
+    length: int | None = Field(None, ge=1)
     keep_range: float = Field(1.0, gt=0.5, le=1)
     preset: str | None = None
 
@@ -125,6 +129,8 @@ class Quantize(Technique):
                 raise ValueError(f"there is no preset {preset!r}, expected one of {', '.join(PRESETS)}: {meant}")
             given = PRESETS[preset] | given
         known = {"bits": 8, "group": "channel", "symmetric": True, "by": "nearest"} | given
+        if known["by"] == "awq":
+            return {"activations": "none"} | given
         return given if is_int8(_grid(**{name: known[name] for name in GRID})) else {"activations": "none"} | given
 
     @model_validator(mode="after")
@@ -134,17 +140,28 @@ class Quantize(Technique):
                 f"activations {self.activations} want weights of 8 bits, symmetric, by channel or tensor: leave "
                 f"activations, which are then floats, or write bits: 8 and leave group"
             )
+        if self.activations != "none" and self.by == "awq":
+            raise ValueError(
+                f"activations {self.activations} and by awq, which is for products of floats: leave activations, which "
+                f"are then floats, or write smooth: 0.5 in place of by"
+            )
         for pattern, settings in self.override.items():
             if unknown := sorted(set(settings) - set(OVERRIDES)):
                 raise ValueError(f"override {pattern!r} has {', '.join(unknown)}, expected {', '.join(OVERRIDES)}")
             self._with(settings)
+        every = (self.activations, *(self._with(settings).activations for settings in self.override.values()))
+        if self.smooth and set(every) == {"none"}:
+            raise ValueError(
+                f"smooth is {self.smooth:g}, and activations are floats, in which nothing is to be smoothed: leave "
+                f"smooth, or write bits: 8 and leave group, symmetric, by and activations"
+            )
         return self
 
     @property
     def streams(self) -> bool:
-        """Say whether layers are looked at one after the other: static ranges are taken of the whole model before."""
+        """Say whether layers are looked at one by one: static ranges and smoothing look at the whole model before."""
         settings = [self, *(self._with(one) for one in self.override.values())]
-        return all(one.activations != "static" for one in settings)
+        return not self.smooth and all(one.activations != "static" for one in settings)
 
     @property
     def grid(self) -> Grid:
@@ -165,7 +182,12 @@ class Quantize(Technique):
 
     def _with(self, settings: dict[str, bool | int | str]) -> Quantize:
         given: dict[str, Any] = {name: getattr(self, name) for name in GRID} | settings
-        if "activations" not in given and is_int8(self.grid) and is_int8(_grid(*(given[name] for name in GRID))):
+        if (
+            "activations" not in given
+            and given["by"] != "awq"
+            and is_int8(self.grid)
+            and is_int8(_grid(*(given[name] for name in GRID)))
+        ):
             given["activations"] = self.activations
         return Quantize(**given)
 
@@ -190,76 +212,27 @@ class Quantize(Technique):
         """Pack the model now."""
         self.check(model)
         linears, tables = self.chosen(model)
-        static = [name for name in linears if self.of(name).activations == "static"]
-        ranges: dict[str, tuple[float, float]] = {}
-        if static:
-            ranges = input_ranges(model, static, context.calibration_batches(self.examples), self.keep_range)
-        shared = set(anatomy_of(model).tied_names or ()) if tables else set()
-        self._pack_layers(model, [name for name in linears if name not in shared], ranges, context)
-        heads = [name for name in linears if name in shared]  # the language head, which is the word table
+        # a language head that is the word table
+        heads = [name for name in linears if tables and name in (anatomy_of(model).tied_names or ())]
+        own = [name for name in linears if name not in heads]
+        rows = partial(context.calibration_batches, self.examples, length=self.length)
+        wanted = {name: self._wanted(name) for name in own} | {name: self._head(name) for name in heads}
+        found = calibrate(model, context, wanted, own, rows, self.smooth, self.keep_range)
+        pack_linears(model, own, found, partial(rows, batch_size=ROWS), context.parts)
         with context.parts.held(model, *tables, *heads):
             for name in tables:
                 quantize_embedding(model, module=name, bits=self.table_bits)
-            for name in heads:
-                kind = "none" if self.table_bits < 8 else self.activations
-                self._quantize(model, name, Grid(self.table_bits), kind, None, ranges.get(name))
+            pack(model, heads, found)
         return model
 
-    def _pack_layers(
-        self, model: nn.Module, linears: list[str], ranges: dict[str, tuple[float, float]], context: Context
-    ) -> None:
-        """Pack linears layer by layer, and then those outside the layers."""
-        parts = context.parts
-        solved = {name for name in linears if self.of(name).by in SOLVERS} if parts.has_weights else set()
-        layers = {layer.index: layer for layer in anatomy_of(model).layers}
-        groups = {index: [name for name in linears if name.startswith(f"{one.path}.")] for index, one in layers.items()}
-        last = max((index for index, names in groups.items() if solved & set(names)), default=-1)
-        walk = Walk(model, context.calibration_batches(self.examples), parts) if last >= 0 else None
-        for index, names in groups.items():
-            with parts.held(model, layers[index].path):
-                seen = [name for name in names if name in solved]
-                products = walk.products(layers[index], seen) if walk and seen else {}
-                for name in names:
-                    self._pack(model, name, products.get(name), ranges.get(name))
-                if walk and index < last:
-                    walk.go_through(layers[index])
-        rest = [name for name in linears if not any(name in names for names in groups.values())]
-        seen = [name for name in rest if name in solved]
-        products = input_products(model, seen, context.calibration_batches(self.examples)) if seen else {}
-        with parts.held(model, *rest):
-            for name in rest:
-                self._pack(model, name, products.get(name), ranges.get(name))
+    def _wanted(self, name: str) -> Wanted:
+        one = self.of(name)
+        return Wanted(one.by, one.activations, bool(self.smooth) and one.activations != "none", one.grid)
 
-    def _pack(
-        self, model: nn.Module, name: str, products_II: Tensor | None, limits: tuple[float, float] | None
-    ) -> None:
-        settings = self.of(name)
-        weight_OI = cast(nn.Linear, model.get_submodule(name)).weight.detach()
-        rounded = None if weight_OI.is_meta else rounded_by(settings.by, weight_OI, products_II, settings.grid)
-        self._quantize(model, name, settings.grid, settings.activations, rounded, limits, settings.by == "awq")
-
-    def _quantize(
-        self,
-        model: nn.Module,
-        name: str,
-        grid: Grid,
-        activations: Literal["dynamic", "static", "none"],
-        rounded: Rounded | None,
-        limits: tuple[float, float] | None,
-        scales_inputs: bool = False,
-    ) -> None:
-        arguments: dict[str, Any] = {"module": name, "bits": grid.bits, "activations": activations}
-        if grid.group != "channel":
-            arguments["group"] = grid.group
-        if grid.zero != "middle":
-            arguments["zero"] = grid.zero
-        if activations == "static" and limits is not None:
-            arguments["scale"], arguments["zero_point"] = affine(*limits)
-        if rounded is not None:
-            arguments["values"] = rounded
-        if scales_inputs:
-            arguments["scales_inputs"] = True
-        quantize_linear(model, **arguments)
+    def _head(self, name: str) -> Wanted:
+        """Return what is wanted of a head that shares its table: the table's integers."""
+        activations = "none" if self.table_bits < 8 else self.of(name).activations
+        return Wanted("nearest", activations, grid=Grid(self.table_bits))
 
     def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
         """Return the dotted names of the linears and of the embedding tables to pack."""
@@ -270,21 +243,3 @@ class Quantize(Technique):
 def _grid(bits: int, group: int | Literal["channel", "tensor"], symmetric: bool, by: str) -> Grid:
     zero: Zero = "float" if by == "hqq" else "middle" if symmetric else "integer"
     return Grid(bits, group, zero)
-
-
-def rounded_by(by: str, weight_OI: Tensor, products_II: Tensor | None, grid: Grid) -> Rounded | None:
-    """Return the integers that a method finds for one matrix; none where they are the nearest."""
-    if products_II is not None:
-        return SOLVERS[by](weight_OI, products_II.to(weight_OI.device), grid)
-    return None if by == "nearest" else DATA_FREE[by](weight_OI, grid)
-
-
-def affine(low: float, high: float) -> tuple[float, int]:
-    """Return scale and zero point that map [low, high], widened to hold 0, onto 0..255.
-
-    >>> affine(-100.0, 155.0)
-    (1.0, 100)
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / 255.0, 1e-12)
-    return scale, int(min(255, max(0, round(-low / scale))))
