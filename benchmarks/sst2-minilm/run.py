@@ -4,7 +4,7 @@
 
 The commands a user would type are the same:
 
-    niwaki finetune MINILM --data sst2 --out base --epochs 3 --seed 1
+    niwaki finetune MINILM --data sst2 --out base --epochs 1.5 --learning-rate 1e-4 --schedule constant --average 0.9975
     niwaki compress base --data sst2 --recipe encoder-cpu --out small
     niwaki compare base small --data sst2
 """

@@ -15,8 +15,8 @@ EVERY = 4
 class MovingAverage:
     """Keep an exponential moving average of parameters beside them.
 
-    After every `EVERY` steps: average <- d average + (1 - d) weights, with d = decay^EVERY, or less in the beginning, so
-    that where the training began does not count for long.
+    After every `EVERY` steps: average <- d average + (1 - d) weights, with d = decay^EVERY, or less in the beginning,
+    so that where the training began does not count for long.
 
     Args:
         parameters: what is averaged; the list must not change.

@@ -16,6 +16,15 @@ def warmup_linear(progress: float, warmup: float) -> float:
     return max(0.0, (1.0 - progress) / (1.0 - warmup)) if warmup < 1.0 else 1.0
 
 
+def warmup_constant(progress: float, warmup: float) -> float:
+    """Rise from 0 to 1 over the first `warmup` share, and stay there.
+
+    >>> [warmup_constant(p, 0.5) for p in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    return min(1.0, progress / warmup) if warmup else 1.0
+
+
 def cubic(progress: float, begin: float, end: float) -> float:
     """Rise from 0 at `begin` to 1 at `end`, fast at first: 1 - (1 - s)^3 (Zhu and Gupta 2017, equation 1).
 

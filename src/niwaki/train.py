@@ -26,11 +26,14 @@ from niwaki.errors import NiwakiError
 from niwaki.moving_average import MovingAverage
 from niwaki.parameters import Parameters
 from niwaki.runtime import OUTCOMES
-from niwaki.schedules import warmup_linear
+from niwaki.schedules import warmup_constant, warmup_linear
 from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
 from niwaki.technique import Companion, Context, Grain, Technique
 
 LOG_EVERY = 25
+
+#: How the learning rate goes, from progress and warm-up to a factor.
+SCHEDULES = {"linear": warmup_linear, "constant": warmup_constant}
 
 
 class Train(Parameters):
@@ -44,7 +47,8 @@ class Train(Parameters):
         epochs: passes over the training rows; a fraction is allowed. 3 to 10 for distillation.
         learning_rate: highest rate of AdamW. 2e-5 to 2e-4.
         batch_size: rows in one optimizer step, over all processes. 16 to 128.
-        warmup: share of the steps in which the rate rises, in [0, 1). It then falls in a line to 0.
+        warmup: share of the steps in which the rate rises, in [0, 1).
+        schedule: after that the rate falls in a line to 0 (linear) or stays (constant, which wants an `average`).
         weight_decay: of the matrices; norms and biases have none.
         gradient_clip: greatest norm of the gradient; 0 is no clipping.
         best: keep the weights of the best epoch on the selection rows instead of the last. The rows come from the
@@ -70,6 +74,7 @@ class Train(Parameters):
     learning_rate: float = Field(5e-5, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=65536)
     warmup: float = Field(0.06, ge=0, lt=1)
+    schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = Field(0.01, ge=0, le=1)
     gradient_clip: float = Field(1.0, ge=0)
     best: bool = False
@@ -292,7 +297,8 @@ class _Fit:
         """Do one optimizer step and return the parts of the loss where they are logged, else nothing."""
         for companion in self.companions:
             companion.step(self.progress)
-        factor = warmup_linear(self.progress, self.train.warmup) if self.place.step else 1.0 / max(1, self.steps)
+        rise_and_fall = SCHEDULES[self.train.schedule]
+        factor = rise_and_fall(self.progress, self.train.warmup) if self.place.step else 1.0 / max(1, self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         batch = {name: value.to(self.accelerator.device) for name, value in self.rows.batch(indices).items()}

@@ -159,7 +159,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     [(1.0, "until-end", True), (0.4, "until-end", False), (0.4, "always", True), (1.0, "never", False)],
 )
 def test_the_rest_is_held_to_the_last_bit(end: float, hold: Any, is_held: bool, context: Context) -> None:
-    """Layers 0 and 3, embeddings and head are no successors; decay and momentum do not reach them while they are held."""
+    """Layers 0 and 3, embeddings and head are no successors; neither decay nor momentum reaches them while held."""
     technique = Replace(keep_layers=((0,), (1, 2), (3,)), end=end, hold=hold, probability=0.7)
     begun = keep_layers(fresh(context), layers=[0, 1, 3])
     train = Train(together=(technique,), epochs=1, batch_size=16, learning_rate=1e-2, weight_decay=0.5)

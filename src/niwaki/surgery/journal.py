@@ -92,7 +92,7 @@ def is_read(config: Any, changed: dict[str, int]) -> bool:
 
 def _heads(model: nn.Module) -> list[tuple[int, int]]:
     """Return number and size of the heads of each layer: 2 of 8 and 4 of 4 have matrices of one shape."""
-    if model.config.model_type not in FAMILIES:  # type: ignore[union-attr]
+    if model.config.model_type not in FAMILIES:  # type: ignore[union-attr,operator]
         return []
     return [(layer.heads, layer.head_size) for layer in anatomy_of(model).layers]
 

@@ -123,7 +123,8 @@ def narrow_pooler(model: nn.Module, *, outputs: list[int]) -> None:
     anatomy = anatomy_of(model)
     if anatomy.pooler is None or anatomy.head is None:
         raise NiwakiError(f"a {type(model).__name__} has no pooling linear before a head", expected="a classifier")
-    pooler, head = as_linear(anatomy.pooler, anatomy.family.pooler), as_linear(anatomy.head, anatomy.family.head)
+    pooler = linear_or_pair(anatomy.pooler, anatomy.family.pooler)
+    head = linear_or_pair(anatomy.head, anatomy.family.head)
     check_indices(outputs, pooler.out_features, "outputs of the pooling linear")
     narrow_linear(pooler, torch.tensor(outputs), dim=0)
     narrow_linear(head, torch.tensor(outputs), dim=1)

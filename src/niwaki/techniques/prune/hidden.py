@@ -34,7 +34,9 @@ def standing(model: nn.Module, kind: str, by: str, seed: int) -> Tensor:
 
 def pooled_magnitude(model: nn.Module) -> Tensor:
     """Return for each output of the pooling linear the norm of the weights that read it, (P,)."""
-    return cast(nn.Linear, anatomy_of(model).head).weight.detach().float().norm(dim=0)
+    weight_CP: Tensor = cast(nn.Linear, anatomy_of(model).head).weight.detach()
+    norms_P: Tensor = torch.linalg.vector_norm(weight_CP.float(), dim=0)
+    return norms_P
 
 
 def magnitude(model: nn.Module) -> Tensor:
