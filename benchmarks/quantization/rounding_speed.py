@@ -1,30 +1,28 @@
 """How long GPTQ and AWQ take for one matrix: ours beside the plain published algorithms, interleaved.
 
-    python benchmarks/quantization/rounding_speed.py [SIZE [TOKENS [ROUNDS]]]
+    python benchmarks/quantization/run.py rounding-speed
+    python benchmarks/quantization/rounding_speed.py [SIZE [TOKENS [ROUNDS]]]     prints the figures, and writes none
 
 The plain ones are the loops of the papers' own code, short: GPTQ with blocks of 128 columns, its factor by two Cholesky
 decompositions and an inverse, ranges by minimum and maximum; AWQ with 20 exponents, each tried on the outputs of all
-tokens. Both sides get 4 bits, groups of 128 inputs with zero points, and the same random weights and tokens. GPTQ is
-timed from X^T X, which both need alike; AWQ from the tokens. Errors are those of the outputs, as trace(D H D^T).
+tokens, those of the matrix itself computed once. Both sides get 4 bits, groups of 128 inputs with zero points, and the
+same random weights and tokens. GPTQ is timed from X^T X, which both need alike; AWQ from the tokens. Errors are those
+of the outputs, as trace(D H D^T).
 """
 
 # P tokens, O outputs, I inputs, N inputs of a group, C columns of a block
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from common import write_stage
 
 from niwaki.grid import Grid
 from niwaki.techniques.quantize.rounding import awq, gptq
@@ -78,9 +76,10 @@ def plain_gptq(weight_OI: Tensor, products_II: Tensor) -> Tensor:
 
 
 def plain_awq(weight_OI: Tensor, inputs_PI: Tensor) -> Tensor:
-    """Return the rounded weights of Lin et al. 2024, equation 4: the best exponent by the outputs of all tokens."""
+    """Return the weights of Lin et al. 2024, equation 4, rounded: the best exponent by the outputs of all tokens."""
     size_I = torch.stack([chunk_PI.abs().sum(dim=0) for chunk_PI in inputs_PI.split(CHUNK)]).sum(dim=0)
     size_I = (size_I / len(inputs_PI)).clamp_min(1e-4)
+    wanted = [chunk_PI @ weight_OI.T for chunk_PI in inputs_PI.split(CHUNK)]
     best_OI, least = weight_OI, float("inf")
     for index in range(EXPONENTS):
         scale_I = size_I ** (index / EXPONENTS)
@@ -89,8 +88,8 @@ def plain_awq(weight_OI: Tensor, inputs_PI: Tensor) -> Tensor:
         scale_O, zero_O = plain_range(grouped_ON)
         tried_OI = plain_rounded(grouped_ON, scale_O[:, None], zero_O[:, None]).reshape(weight_OI.shape) / scale_I
         loss = 0.0
-        for chunk_PI in inputs_PI.split(CHUNK):
-            loss += float((chunk_PI @ weight_OI.T - chunk_PI @ tried_OI.T).square().sum())
+        for chunk_PI, wanted_PO in zip(inputs_PI.split(CHUNK), wanted, strict=True):
+            loss += float((chunk_PI @ tried_OI.T).sub_(wanted_PO).square_().sum())
         if loss < least:
             best_OI, least = tried_OI, loss
     return best_OI
@@ -159,4 +158,4 @@ def _figures(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    write_stage("quantization", "rounding_speed", *stage(*(int(word) for word in sys.argv[1:])))
+    print(json.dumps(stage(*(int(word) for word in sys.argv[1:]))[0], indent=2))

@@ -170,7 +170,7 @@ def _streams(base: nn.Module | str | Path, recipe: Recipe, asked: bool | None) -
     if asked and not able:
         raise NiwakiError(
             "this recipe cannot be carried out on a model that is read from disk block by block",
-            expected="a folder or a hub id, and one step: quantize, with activations other than static",
+            expected="a folder or a hub id, and one step: quantize, without smooth and with activations other than static",
             fix="--no-stream",
         )
     if asked is not None or isinstance(base, nn.Module):

@@ -22,8 +22,9 @@ PERCENTILE = 0.999
 CACHED = 1 << 16
 #: Columns rounded before what is left of the matrix makes up for them, and before the rest of these columns does.
 BLOCK, INNER = 128, 16
-#: How often all columns are looked at again, after each had its turn. The first look gains most, and costs a third.
-SWEEPS = 1
+#: How often all columns are looked at again, after each had its turn, in a matrix of fewer weights than this: in larger
+#: ones each look takes as long as the rounding.
+SWEEPS, SWEPT = 4, 1 << 22
 #: Exponents of the inputs' size that are tried.
 EXPONENTS = tuple(index / 20 for index in range(20))
 #: Half-quadratic: norm of the error, how stiff at first, by how much stiffer each time, how often.
@@ -86,8 +87,8 @@ def percentile(weight_OI: Tensor, grid: Grid, share: float = PERCENTILE) -> Roun
     return nearest(clipped_OI, grid)
 
 
-def gptq(weight_OI: Tensor, products_II: Tensor, grid: Grid, block: int = BLOCK, sweeps: int = SWEEPS) -> Rounded:
-    """Round column by column, let the columns that are not rounded yet make up for the error, and look at all again.
+def gptq(weight_OI: Tensor, products_II: Tensor, grid: Grid, block: int = BLOCK, sweeps: int | None = None) -> Rounded:
+    """Round column by column, and let the columns that are not rounded yet make up for the error.
 
     With H = X^T X of the inputs X, U the upper Cholesky factor of H^-1 and R = U^-1, so that H = R R^T: rounding column
     j by e changes the columns k behind it best by -(e / U_jj) U_jk. As the errors e_j / U_jj of all columns are D R,
@@ -100,7 +101,8 @@ def gptq(weight_OI: Tensor, products_II: Tensor, grid: Grid, block: int = BLOCK,
         products_II: X^T X over real tokens.
         grid: what it is rounded to.
         block: columns rounded before what is left of the matrix follows.
-        sweeps: how often all columns are looked at again, after each had its turn.
+        sweeps: how often all columns are looked at again, after each had its turn (`swept`); by default `SWEEPS` times
+            in a matrix that is small enough.
 
     Raises:
         NiwakiError: H has no Cholesky factor, however damped: the inputs are not finite.
@@ -108,12 +110,13 @@ def gptq(weight_OI: Tensor, products_II: Tensor, grid: Grid, block: int = BLOCK,
     References:
         Frantar et al. 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
         algorithm 1. Chen et al. 2025, The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane Algorithm (the
-        factor of H). The last looks: `swept`.
+        factor of H).
     """
     products_II = _of_mean_one(products_II)
     start = mean_square(weight_OI, grid, products_II.diagonal())
     rounded = Rounded(_in_turn(weight_OI, products_II, start, grid, block), start.scale, start.zero)
-    for _ in range(sweeps):
+    usual = SWEEPS if weight_OI.numel() < SWEPT else 0
+    for _ in range(usual if sweeps is None else sweeps):
         rounded = swept(weight_OI, products_II, rounded, grid, block)
     return rounded
 
