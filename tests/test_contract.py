@@ -48,6 +48,7 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Quantize(activations="static"), None, True),
     (Quantize(activations="none", embeddings=False), None, True),
     (Quantize(smooth=0.5, examples=32), None, True),
+    (Quantize(allowed_drop=60.0), None, True),
     (Quantize(preset="int4", group=16), None, True),
     (Quantize(preset="int4-gptq", group=16, examples=32), None, True),
     (Quantize(preset="int4-awq", bits=3, group=16, examples=32), None, True),

@@ -1,10 +1,12 @@
 """Quantize a decoder that is larger than the memory it may take: the most that the process ever held, and how long.
 
-    python benchmarks/quantization/streaming.py [--by gptq] [--dry] [--hidden 3072 --layers 28 ...]
+    python benchmarks/quantization/run.py streaming
+    python benchmarks/quantization/streaming.py [--methods gptq] [--hidden 1024 ...]     prints the figures, writes none
 
 A random Llama in bfloat16, by default of three billion parameters, is written shard by shard, quantized to 4 bits by
-`niwaki compress --stream` in a process of its own, and deleted. The peak is the most resident memory of that process
-(`ru_maxrss`), the interpreter and PyTorch in it.
+`niwaki compress --stream` in a process of its own, and deleted: by round-to-nearest, which looks at weights alone, and
+by GPTQ, through whose blocks rows run as well. The peak is the most resident memory of that process (`VmHWM` of Linux),
+the interpreter and PyTorch in it.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import random
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +27,60 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import models_folder, runs_folder, write_stage
+from common import models_folder, runs_folder
 
 from niwaki.shards import INDEX, TensorFile
 
 HEAD = 128
-#: Rows to calibrate on, and letters in each: about 512 tokens.
-ROWS, LETTERS = 128, 900
+#: Rows to calibrate on, tokens of each, and letters that are more than so many tokens.
+ROWS, LENGTH, LETTERS = 24, 512, 1200
+#: `python -m niwaki`, which writes the most memory it ever held into the file that is named first, in KiB.
+CHILD = """
+import pathlib, runpy, sys
+place = pathlib.Path(sys.argv.pop(1))
+try:
+    runpy.run_module("niwaki", run_name="__main__", alter_sys=True)
+finally:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    place.write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+"""
 SIZES = {"hidden": 3072, "layers": 28, "neurons": 8192, "vocabulary": 32000}
 
 
-def stage(by: str = "nearest", **sizes: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return figures and one record. With `by` "gptq" rows run through the blocks as well."""
+def stage(
+    methods: Sequence[str] = ("nearest", "gptq"), rows: int = ROWS, **sizes: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Return figures and a record for each method; the largest peak is the figure that counts."""
     sizes = SIZES | sizes
-    folder = runs_folder("quantization") / f"stream-{by}"
+    folder = runs_folder("quantization") / "streaming"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         write_model(folder / "base", **sizes)
-        write_rows(folder / "data")
-        settings = f"{{bits: 4, group: 128, symmetric: false, by: {by}, embeddings: false, examples: {ROWS}}}"
-        (folder / "small.yaml").write_text(f"steps:\n  - quantize: {settings}\n", encoding="utf-8")
-        seconds, peak_bytes = carried_out(folder)
-        before, after = bytes_in(folder / "base"), bytes_in(folder / "out")
+        write_rows(folder / "data", rows)
+        records = [{**sizes, **quantized(folder, by, rows)} for by in methods]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    name = "stream" if by == "nearest" else f"stream_{by}"
-    figures = {f"{name}_peak_gb": peak_bytes / 1e9, f"{name}_minutes": seconds / 60}
-    figures |= {f"{name}_base_gb": before / 1e9, f"{name}_result_gb": after / 1e9}
-    return figures, [
-        {"by": by, **sizes, "seconds": seconds, "peak_bytes": peak_bytes, "before": before, "after": after}
-    ]
+    figures = {"streaming_peak_gb": max(record["peak_bytes"] for record in records) / 1e9}
+    for record in records:
+        figures[f"streaming_{record['by']}_peak_gb"] = record["peak_bytes"] / 1e9
+        figures[f"streaming_{record['by']}_minutes"] = record["seconds"] / 60
+    return figures | {"streaming_base_gb": records[0]["base_bytes"] / 1e9}, records
 
 
-def carried_out(folder: Path) -> tuple[float, int]:
-    """Run the command in a process of its own; return its seconds and its largest resident memory, in bytes."""
-    words = ["compress", folder / "base", "--recipe", folder / "small.yaml", "--data", folder / "data"]
-    words += ["--task", "language-modelling", "--max-length", "512", "--out", folder / "out", "--stream", "--quiet"]
+def quantized(folder: Path, by: str, rows: int) -> dict[str, Any]:
+    """Quantize by one method, in a process of its own; return what it took, and delete what it wrote."""
+    step = {"bits": 4, "group": 128, "symmetric": False, "by": by, "embeddings": False, "examples": rows}
+    (folder / "small.yaml").write_text(json.dumps({"steps": [{"quantize": step}]}), encoding="utf-8")
+    out, peak = folder / "out", folder / "peak"
+    words = ["compress", folder / "base", "--recipe", folder / "small.yaml", "--data", folder / "data", "--out", out]
+    words += ["--task", "language-modelling", "--max-length", LENGTH, "--stream", "--quiet"]
     begin = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "niwaki", *map(str, words)])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"niwaki compress ended with {os.waitstatus_to_exitcode(status)}")
-    return time.monotonic() - begin, usage.ru_maxrss * 1024
+    subprocess.run([sys.executable, "-c", CHILD, str(peak), *map(str, words)], check=True)
+    seconds, peak_bytes = time.monotonic() - begin, 1024 * int(peak.read_text())
+    fell_back = (out / "log.jsonl").read_text(encoding="utf-8").count("saw too few tokens")
+    sizes = {"base_bytes": bytes_in(folder / "base"), "result_bytes": bytes_in(out)}
+    shutil.rmtree(out)
+    return {"by": by, "rows": rows, "seconds": seconds, "peak_bytes": peak_bytes, "fell_back": fell_back, **sizes}
 
 
 def write_model(folder: Path, *, hidden: int, layers: int, neurons: int, vocabulary: int) -> None:
@@ -111,14 +125,14 @@ def shards_of(model: torch.nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     return files
 
 
-def write_rows(folder: Path) -> None:
+def write_rows(folder: Path, rows: int) -> None:
     """Write texts of random letters."""
     folder.mkdir(parents=True)
     chance = random.Random(0)
-    for split, count in (("train", ROWS), ("validation", 8)):
-        rows = [["".join(chance.choices("abcdefghijklmnopqrstuvwxyz    ", k=LETTERS)).strip()] for _ in range(count)]
+    for split, count in (("train", rows), ("validation", 8)):
+        texts = [["".join(chance.choices("abcdefghijklmnopqrstuvwxyz    ", k=LETTERS)).strip()] for _ in range(count)]
         with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([["text"], *rows])
+            csv.writer(file).writerows([["text"], *texts])
 
 
 def bytes_in(folder: Path) -> int:
@@ -127,11 +141,7 @@ def bytes_in(folder: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--by", default="nearest")
-    for size, default in SIZES.items():
+    parser.add_argument("--methods", nargs="+", default=["nearest", "gptq"])
+    for size, default in {"rows": ROWS, **SIZES}.items():
         parser.add_argument(f"--{size}", type=int, default=default)
-    parser.add_argument("--dry", action="store_true", help="print the figures, and write none")
-    given = vars(parser.parse_args())
-    dry = given.pop("dry")
-    figures, records = stage(**given)
-    print(json.dumps(figures, indent=2)) if dry else write_stage("quantization", "streaming", figures, records)
+    print(json.dumps(stage(**vars(parser.parse_args())), indent=2))

@@ -30,7 +30,8 @@ from niwaki.report import card
 from niwaki.runtime import default_threads
 from niwaki.task import Dataset, Task
 from niwaki.teacher import cache_folder
-from niwaki.technique import Context
+from niwaki.technique import Context, Grain
+from niwaki.train import Train
 
 #: What the log of a run says that nothing was measured in.
 STREAMED = (
@@ -129,6 +130,7 @@ def compress(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     export = usual_exports(task) if export is None else export
     require_exportable(task, [*export, *(RUNTIMES[runtime] for runtime in runtimes or () if RUNTIMES.get(runtime))])
+    formats = {*export, *(RUNTIMES.get(runtime, "") for runtime in (runtimes or usual_runtimes(task)) if measure)}
     folder = Path(out)
     stream = _streams(base, recipe, stream)
     family = recipe.family()
@@ -143,6 +145,7 @@ def compress(
             task,
             seed=seed,
             export=export,
+            formats=formats,
             threads=threads,
             progress=progress,
             new_head=False,
@@ -170,12 +173,27 @@ def _streams(base: nn.Module | str | Path, recipe: Recipe, asked: bool | None) -
     if asked and not able:
         raise NiwakiError(
             "this recipe cannot be carried out on a model that is read from disk block by block",
-            expected="a folder or a hub id, and one step: quantize, without smooth and with activations other than static",
+            expected="a folder or a hub id, and one step: quantize, without smooth, allowed_drop, by: measured and "
+            "activations: static",
             fix="--no-stream",
         )
     if asked is not None or isinstance(base, nn.Module):
         return bool(asked)
     return able and can_stream(base) and is_large(base)
+
+
+def _check(recipe: Recipe, model: nn.Module, formats: Collection[str]) -> None:
+    """Refuse what cannot be done to the base, and what cannot be written, as far as that is known before.
+
+    Behind a step that cuts units the widths are no longer those of the base: what fits into a file is seen then.
+    """
+    widths_known = True
+    for step in recipe.steps:
+        step.check(model)
+        for part in step.together if isinstance(step, Train) else (step,):
+            if widths_known:
+                part.check_export(model, formats)
+            widths_known &= part.cuts != Grain.UNIT
 
 
 def _is_measured(run: Run, runtimes: Sequence[str], threads: int) -> bool:
@@ -212,13 +230,14 @@ def carry_out_into(
     progress: bool,
     new_head: bool,
     export: Sequence[str] = (),
+    formats: Collection[str] = (),
     beside: Sequence[Path] = (),
     stream: bool = False,
 ) -> Run:
     """Read base and data, check the recipe against them, carry it out, save the result and write the artifacts.
 
-    Steps that a run `beside` this one has done the same way are taken from there. Where weights `stream`, the model
-    is on the meta device throughout.
+    Steps that a run `beside` this one has done the same way are taken from there. `formats` are all those the result is
+    to be written in, then or later. Where weights `stream`, the model is on the meta device throughout.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -233,8 +252,7 @@ def carry_out_into(
     tokenizer = load_tokenizer(source)
     anatomy_of(model)
     task.check(model)
-    for step in recipe.steps:
-        step.check(model)
+    _check(recipe, model, formats)
     data = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model))
     _refuse_other_content(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -180,6 +180,9 @@ class Technique(Parameters):
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
+
+    def check_export(self, model: nn.Module, formats: Collection[str]) -> None:
+        """Refuse, before any work begins, what these formats ("onnx", "openvino") cannot hold."""
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Change the model now and return it."""

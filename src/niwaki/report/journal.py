@@ -171,6 +171,7 @@ def _packed(journal: Sequence[Row]) -> list[str]:
             how = {"none": "weights only"}.get(
                 str(record.get("activations")), f"{record.get('activations')} activations"
             )
+            how += ", 7 of the bits in use" if record.get("reduced") else ""
             key = f"linear layer# in {record.get('bits', 8)} bits ({how})"
         elif record.get("edit") == "quantize_embedding":
             key = f"embedding table# in {record.get('bits', 8)} bits"

@@ -92,6 +92,8 @@ def put(model: nn.Module, name: str, found: Calibration, rounded: Rounded | None
         arguments["group"] = grid.group
     if grid.zero != "middle":
         arguments["zero"] = grid.zero
+    if grid.reduced:
+        arguments["reduced"] = True
     if wanted.activations == "static":
         arguments["scale"], arguments["zero_point"] = affine(*found.ranges[name])
     if rounded is not None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -15,16 +17,20 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError, closest
+from niwaki.export.packed import require_onnx
 from niwaki.grid import Grid, Zero
 from niwaki.layers.linear import is_int8
 from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding
 from niwaki.technique import Context, Grain, Technique
+from niwaki.techniques.quantize import measured
 from niwaki.techniques.quantize.calibration import Wanted, calibrate
 from niwaki.techniques.quantize.packing import ROWS, pack, pack_linears
+from niwaki.techniques.quantize.reduced import ranges_told, reduces
+from niwaki.techniques.quantize.sensitivity import within
 
 Bits = Literal[8, 6, 4, 3, 2]
-By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq"]
+By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq", "measured"]
 #: What most people want, by name.
 PRESETS: dict[str, dict[str, Any]] = {
     "int8": {},
@@ -35,9 +41,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "int4-gptq": {"bits": 4, "group": 32, "symmetric": False, "by": "gptq", "embeddings": 4},
     "int4-awq": {"bits": 4, "group": 32, "symmetric": False, "by": "awq", "embeddings": 4},
 }
+#: What "measured" tries.
+FORMS: dict[str, dict[str, Any]] = {
+    "int8 dynamic": PRESETS["int8"],
+    "int8 static": PRESETS["int8-static"],
+    "int8 weights": PRESETS["int8-weights"],
+    "int4 weights, int8 embeddings": PRESETS["int4"] | {"embeddings": True, "activations": "none"},
+    "int4": PRESETS["int4"] | {"activations": "none"},
+}
 #: What `override` may say of single modules.
 GRID = ("bits", "group", "symmetric", "by")
 OVERRIDES = (*GRID, "activations")
+#: What "measured" finds.
+FOUND = ("bits", "group", "symmetric", "activations", "override")
 
 
 class Quantize(Technique):
@@ -63,11 +79,15 @@ class Quantize(Technique):
     the down projection. A norm behind the residual sum (BERT) feeds the next sum too, and GELU is not linear: there
     inputs are multiplied before they are rounded. Factors of "awq" are folded by the same rule.
 
+    Which form: with `allowed_drop` the modules that cost most stay in 8 bits, or as they are, until the model loses no
+    more than that. "measured" tries every form that the runtimes here offer, as an exported file, by the clock, and
+    takes the fastest within the limit.
+
     Args:
         bits: bits of a weight: 8, 6, 4, 3 or 2.
         group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
         symmetric: the middle of the integers stands for 0; else each group has a zero point.
-        by: how the integers are found.
+        by: how the integers are found; or "measured", which finds bits and activations too: leave those alone then.
         activations: "dynamic", "static" or "none"; by default dynamic where products are those of integers. Dynamic
             needs no calibration and loses least; static saves the pass that finds the range.
         embeddings: bits of the embedding tables, and of a language head tied to one; true is 8, false leaves them as
@@ -80,12 +100,16 @@ class Quantize(Technique):
             dynamic, and it is not smoothed. The log says so.
         length: the first so many tokens of each of these rows; none takes all. 32 to 512.
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
+        allowed_drop: points of the task's metric (of a language model nats, or perplexity) that may be lost on the
+            selection rows, 0.5 to 1 as a rule; none: whatever is lost. 1 by default with "measured".
+        reduce_range: keep 8-bit weights that meet rounded activations within -64..64, which processors without VNNI or
+            AMX need to add products right; by default as this machine needs it.
         preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
             "int4-gptq" or "int4-awq"; what is given beside it counts more.
 
     Raises:
         NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, weights
-            are not finite, or there are no rows to look at.
+            are not finite, there are no rows to look at, or nothing can be packed within `allowed_drop`.
 
     Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
 
@@ -115,6 +139,8 @@ class Quantize(Technique):
     examples: int = Field(256, ge=1)
     length: int | None = Field(None, ge=1)
     keep_range: float = Field(1.0, gt=0.5, le=1)
+    allowed_drop: float | None = Field(None, ge=0)
+    reduce_range: bool | None = None
     preset: str | None = None
 
     @model_validator(mode="before")
@@ -145,7 +171,11 @@ class Quantize(Technique):
                 f"activations {self.activations} and by awq, which is for products of floats: leave activations, which "
                 f"are then floats, or write smooth: 0.5 in place of by"
             )
+        if self.by == "measured" and any(getattr(self, name) != _default(name) for name in FOUND):
+            raise ValueError(f"by: measured finds {', '.join(FOUND)}: leave them")
         for pattern, settings in self.override.items():
+            if settings.get("by") == "measured":
+                raise ValueError(f"override {pattern!r} has by: measured, expected a way to find integers: by: gptq")
             if unknown := sorted(set(settings) - set(OVERRIDES)):
                 raise ValueError(f"override {pattern!r} has {', '.join(unknown)}, expected {', '.join(OVERRIDES)}")
             self._with(settings)
@@ -159,14 +189,20 @@ class Quantize(Technique):
 
     @property
     def streams(self) -> bool:
-        """Say whether layers are looked at one by one: static ranges and smoothing look at the whole model before."""
+        """Say whether layers are looked at one by one.
+
+        Static ranges and smoothing look at the whole model before; limits and forms look at it whole, and often.
+        """
         settings = [self, *(self._with(one) for one in self.override.values())]
-        return not self.smooth and all(one.activations != "static" for one in settings)
+        looks = self.smooth or self.allowed_drop is not None or self.by == "measured"
+        return not looks and all(one.activations != "static" for one in settings)
 
     @property
     def grid(self) -> Grid:
-        """Return the grid of the linears."""
-        return _grid(self.bits, self.group, self.symmetric, self.by)
+        """Return the grid of the linears; that of integer products as this processor needs it."""
+        return replace(
+            _grid(self.bits, self.group, self.symmetric, self.by), reduced=reduces(self.reduce_range, self.activations)
+        )
 
     @property
     def table_bits(self) -> int:
@@ -189,10 +225,19 @@ class Quantize(Technique):
             and is_int8(_grid(*(given[name] for name in GRID)))
         ):
             given["activations"] = self.activations
-        return Quantize(**given)
+        return Quantize(**given, reduce_range=self.reduce_range)
+
+    def keeping(self, kept: Mapping[str, int], names: Collection[str]) -> list[Quantize]:
+        """Return the steps that pack `names` as the settings say, those in `kept` in 8 bits, or in 32 not at all."""
+        asked = self.model_copy(update={"allowed_drop": None, "skip": (*self.skip, *kept)})
+        others = tuple(name for name in names if kept.get(name) != 8)
+        eight = Quantize(activations="none", embeddings=bool(self.embeddings), skip=(*self.skip, *others))
+        return [asked] * (len(kept) < len(names)) + [eight] * (len(others) < len(names))
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
+        if self.by == "measured":
+            measured.runtimes_for(model)
         linears, tables = self.chosen(model)
         for name in (*linears, *tables):
             module = model.get_submodule(name)
@@ -208,9 +253,28 @@ class Quantize(Technique):
                     place="quantize",
                 )
 
+    def check_export(self, model: nn.Module, formats: Collection[str]) -> None:
+        """Refuse what ONNX Runtime has no operator for."""
+        if "onnx" not in formats or self.by == "measured":
+            return
+        linears, tables = self.chosen(model)
+        grids = {name: self.of(name).grid for name in linears}
+        packed = {name: grid for name, grid in grids.items() if not is_int8(grid) or self.of(name).by == "awq"}
+        packed |= {name: Grid(self.table_bits) for name in tables if self.table_bits < 8}
+        for name, grid in packed.items():
+            try:
+                require_onnx(grid, cast(Tensor, model.get_submodule(name).weight).shape[1], name)
+            except NiwakiError as error:
+                raise error.at("quantize") from None
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Pack the model now."""
         self.check(model)
+        if self.by == "measured":
+            return measured.fastest(self, FORMS, model, context)
+        if self.allowed_drop is not None:
+            return within(self, model, context, self.allowed_drop)
+        ranges_told(self.reduce_range, {self.of(name).activations for name in self.chosen(model)[0]}, context.log)
         linears, tables = self.chosen(model)
         # a language head that is the word table
         heads = [name for name in linears if tables and name in (anatomy_of(model).tied_names or ())]
@@ -231,7 +295,8 @@ class Quantize(Technique):
 
     def _head(self, name: str) -> Wanted:
         """Return what is wanted of a head that shares its table: the table's integers."""
-        activations = "none" if self.table_bits < 8 else self.of(name).activations
+        one = self.of(name)
+        activations = "none" if self.table_bits < 8 or one.grid.reduced else one.activations
         return Wanted("nearest", activations, grid=Grid(self.table_bits))
 
     def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
@@ -240,6 +305,12 @@ class Quantize(Technique):
         return packable(model, embeddings=bool(self.embeddings), skip=self.skip, technique=self.name)
 
 
-def _grid(bits: int, group: int | Literal["channel", "tensor"], symmetric: bool, by: str) -> Grid:
+def _default(name: str) -> Any:
+    return Quantize.model_fields[name].get_default(call_default_factory=True)
+
+
+def _grid(
+    bits: int, group: int | Literal["channel", "tensor"] = "channel", symmetric: bool = True, by: str = "nearest"
+) -> Grid:
     zero: Zero = "float" if by == "hqq" else "middle" if symmetric else "integer"
     return Grid(bits, group, zero)
