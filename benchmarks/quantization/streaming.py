@@ -75,7 +75,7 @@ def quantized(folder: Path, by: str, rows: int) -> dict[str, Any]:
     words = ["compress", folder / "base", "--recipe", folder / "small.yaml", "--data", folder / "data", "--out", out]
     words += ["--task", "language-modelling", "--max-length", LENGTH, "--stream", "--quiet"]
     begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", CHILD, str(peak), *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-c", CHILD, str(peak), *map(str, words)], check=True, stdout=subprocess.DEVNULL)
     seconds, peak_bytes = time.monotonic() - begin, 1024 * int(peak.read_text())
     fell_back = (out / "log.jsonl").read_text(encoding="utf-8").count("saw too few tokens")
     sizes = {"base_bytes": bytes_in(folder / "base"), "result_bytes": bytes_in(out)}
