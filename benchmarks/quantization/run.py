@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import rounding_speed
+import streaming
 from common import FINE_TUNING, fine_tuned, models_folder, records_of, run_stages, runs_folder, sentiment, stories
 from peers import beside_peers
 
@@ -108,7 +110,12 @@ def low_bits() -> tuple[dict[str, Any], list[Any]]:
     return figures, records_of(rows)
 
 
-STAGES = {"encoder": encoder, "low-bits": low_bits}
+STAGES = {
+    "encoder": encoder,
+    "low-bits": low_bits,
+    "streaming": streaming.stage,
+    "rounding-speed": rounding_speed.stage,
+}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -204,10 +205,27 @@ def input_products(
     Returns:
         By name, in 64 bits.
     """
+    modules = {name: model.get_submodule(name) for name in names}
+    with evaluating(model):
+        passes = ((batch["attention_mask"], partial(model, **inputs_of(batch))) for batch in batches)
+        return products_over(modules, passes, squares_only=squares_only)
+
+
+def products_over(
+    modules: dict[str, nn.Module], passes: Iterable[tuple[Tensor, Callable[[], object]]], *, squares_only: bool = False
+) -> dict[str, Tensor]:
+    """Return X^T X (I, I) of the inputs X of linears, or only its diagonal (I,), over whatever passes run them.
+
+    Args:
+        modules: linears, by name.
+        passes: attention masks (B, T), each with what runs the linears on that batch.
+        squares_only: sum up ||X_j||^2 alone.
+    """
     mask: list[Tensor] = []
     reader: dict[str, str] = {}  # the first linear that reads what this one reads
     read: dict[str, Tensor] = {}  # in the present batch, by first readers
     sums: dict[str, Tensor] = {}
+    seen: set[str] = set()
 
     def see(name: str, states: Tensor, output: Tensor) -> None:
         first = next((other for other, tensor in read.items() if tensor is states), name)
@@ -216,20 +234,22 @@ def input_products(
             read[name] = states
             real_PI = _real(states, mask[0]).flatten(0, -2).float()
             product = real_PI.square().sum(dim=0) if squares_only else real_PI.T @ real_PI
-            sums[name] = sums[name] + product.double() if name in sums else product.double()
+            if name not in sums:
+                with torch.inference_mode(False):  # what is made in inference mode cannot be changed afterwards
+                    sums[name] = torch.zeros(product.shape, dtype=torch.float64, device=product.device)
+            sums[name] += product
         seen.add(name)
-        if len(seen) == len(names):
+        if len(seen) == len(modules):
             raise _Enough
 
-    with watched({name: model.get_submodule(name) for name in names}, see):
-        for batch in _evaluated(model, batches, mask):
+    with watched(modules, see):
+        for mask_BT, run in passes:
+            mask[:] = [mask_BT]
             read.clear()
-            seen: set[str] = set()
+            seen.clear()
             with contextlib.suppress(_Enough):
-                model(**batch)
-    # made in inference mode, where nothing can be changed afterwards: copies can
-    copies = {name: product.clone() for name, product in sums.items()}
-    return {name: copies[reader[name]] for name in names}
+                run()
+    return {name: sums[reader[name]] for name in modules}
 
 
 def cross_products(model: nn.Module, whole: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:

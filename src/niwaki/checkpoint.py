@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -71,12 +71,26 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
             they are, also those that are to be entropy-coded.
     """
     folder = Path(folder)
+    tensors, metadata = (tensors_of(model), {}) if dense else stored(model)
+    describe(model, folder, tokenizer, plain=not metadata)
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **metadata})
+    return folder
+
+
+def describe(model: nn.Module, folder: Path, tokenizer: Any = None, *, plain: bool = True) -> None:
+    """Write all of a model's folder but the weights; those that are there, of what was before, go.
+
+    Args:
+        model: to be written.
+        folder: made where it is missing.
+        tokenizer: written beside the model.
+        plain: whether the weights will be stored as plain Transformers reads them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).unlink(missing_ok=True)
     config = model.config.to_dict()  # type: ignore[union-attr,operator]
     config["architectures"] = [type(model).__name__]
-    tensors, metadata = (tensors_of(model), {}) if dense else stored(model)
-    config["niwaki"] = {"plain": is_plain(model) and not metadata}
+    config["niwaki"] = {"plain": plain and is_plain(model)}
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     journal = journal_of(model)
     if len(journal) > 1:
@@ -85,8 +99,6 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, *, dense: 
         (folder / JOURNAL).unlink(missing_ok=True)  # nothing was edited: a plain Transformers folder
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **metadata})
-    return folder
 
 
 def stored(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -171,6 +183,16 @@ def load(
 
 def load_run(folder: Path) -> nn.Module:
     """Build the base without weights, replay the journal, read the weights strictly."""
+    model = empty_run(folder)
+    try:
+        put_tensors(model, read(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise NiwakiError(f"{folder / WEIGHTS} does not fit {folder / JOURNAL}: {error}") from error
+    return model
+
+
+def empty_run(folder: Path) -> nn.Module:
+    """Build the base of a finished run without weights, and replay the journal."""
     import transformers
     from accelerate import init_empty_weights
 
@@ -184,12 +206,7 @@ def load_run(folder: Path) -> nn.Module:
     with init_empty_weights(include_buffers=False):
         model: nn.Module = getattr(transformers, build["architecture"])(config)
     model.niwaki_journal = records[:1]  # type: ignore[assignment]
-    replay(model, records)
-    try:
-        put_tensors(model, read(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise NiwakiError(f"{folder / WEIGHTS} does not fit {folder / JOURNAL}: {error}") from error
-    return model.eval()
+    return replay(model, records).eval()
 
 
 def _load_plain(source: str, labels: list[str] | None, allow_pickle: bool, trust_remote_code: bool) -> nn.Module:
@@ -305,8 +322,13 @@ def narrow_tokenizer(tokenizer: Any, tokens: Sequence[int]) -> Any:
 
 def weights_hash(model: nn.Module) -> str:
     """Return the sha256 of a model's tensors, names, shapes and types, in name order."""
+    return digest_of(sorted(model.state_dict().items()))
+
+
+def digest_of(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Return the sha256 of tensors, names, shapes and types, in the order given."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in tensors:
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)

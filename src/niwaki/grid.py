@@ -118,11 +118,21 @@ def fit(weight_OI: Tensor, grid: Grid, shrink: Tensor | float = 1.0) -> tuple[Te
     >>> fit(torch.tensor([[-5.0, 10.0]]), Grid(bits=4, zero="integer"))
     (tensor([[1.]]), tensor([[5]], dtype=torch.uint8))
     """
+    low_OG, high_OG = limits(weight_OI, grid)
+    return steps(low_OG * shrink, high_OG * shrink, grid)
+
+
+def limits(weight_OI: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest weight of each group, (O, G), with 0 between them."""
     grouped_OGN = in_groups(weight_OI.detach().float(), grid)
     low_OG, high_OG = grouped_OGN.amin(dim=2).clamp(max=0.0), grouped_OGN.amax(dim=2).clamp(min=0.0)
     if grid.group == "tensor":
         low_OG, high_OG = low_OG.min().expand_as(low_OG), high_OG.max().expand_as(high_OG)
-    low_OG, high_OG = low_OG * shrink, high_OG * shrink
+    return low_OG, high_OG
+
+
+def steps(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Return the steps and zero points with which each range is covered."""
     if grid.zero == "middle":
         scale_OG = torch.maximum(-low_OG, high_OG) / grid.reach
         return torch.where(scale_OG > 0, scale_OG, torch.ones_like(scale_OG)), None

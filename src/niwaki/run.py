@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,24 @@ from torch import nn
 
 from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.artifacts import export_run, require_exportable, usual_exports
-from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, tensors_of, weights_hash, write_text, written_aside
+from niwaki.checkpoint import JOURNAL, WEIGHTS, load, load_tokenizer, save, weights_hash, write_text, written_aside
 from niwaki.comparison import RUNTIMES, Comparison, compare, joined, usual_runtimes
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
 from niwaki.measure.conditions import machine
-from niwaki.recipe import Recipe
+from niwaki.parts import OnDisk, Parts, Plan, can_stream, is_large, layout_of
+from niwaki.recipe import Recipe, Step
 from niwaki.report import card
 from niwaki.runtime import default_threads
 from niwaki.task import Dataset, Task
 from niwaki.teacher import cache_folder
 from niwaki.technique import Context, Grain
 from niwaki.train import Train
+
+#: What the log of a run says that nothing was measured in.
+STREAMED = (
+    "the base was read from disk block by block: nothing was measured; where it fits in memory, niwaki compare does it"
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ def compress(
     runtimes: Sequence[str] | None = None,
     threads: int | None = None,
     progress: bool = True,
+    stream: bool | None = None,
 ) -> Run:
     """Carry out a recipe on a fine-tuned model, measure the result beside it, and write a run folder with a model card.
 
@@ -112,6 +120,9 @@ def compress(
         runtimes: to measure in; by default those that are installed and run such models.
         threads: of PyTorch, and of one inference when measured; by default as PyTorch is set, and the physical cores.
         progress: draw progress bars.
+        stream: read a decoder from disk block by block, and never have it in memory as a whole; for a recipe of a
+            single `quantize`. Nothing is measured then. By default a decoder that, in 32 bits, takes more than a
+            quarter of the free memory.
 
     Raises:
         NiwakiError: the base, the recipe or the data do not fit together, or an artifact does not agree with the model.
@@ -121,6 +132,7 @@ def compress(
     require_exportable(task, [*export, *(RUNTIMES[runtime] for runtime in runtimes or () if RUNTIMES.get(runtime))])
     formats = {*export, *(RUNTIMES.get(runtime, "") for runtime in (runtimes or usual_runtimes(task)) if measure)}
     folder = Path(out)
+    stream = _streams(base, recipe, stream)
     family = recipe.family()
     members = {folder / name: member for name, member in family.items()} or {folder: recipe}
     if family:
@@ -138,11 +150,14 @@ def compress(
             progress=progress,
             new_head=False,
             beside=list(members),
+            stream=stream,
         )
         for place, member in members.items()
     ]
     if family:
         write_text(folder / "recipe.yaml", recipe.dump())
+    if stream:
+        return Run(folder)
     if measure and not all(
         _is_measured(run, runtimes or usual_runtimes(task), threads or default_threads()) for run in runs
     ):
@@ -150,6 +165,21 @@ def compress(
     for run in runs if measure else ():
         card(run.folder)
     return Run(folder)
+
+
+def _streams(base: nn.Module | str | Path, recipe: Recipe, asked: bool | None) -> bool:
+    """Say whether the base is to be read block by block, and refuse where that was asked for and cannot be."""
+    able = not isinstance(base, nn.Module) and [getattr(step, "streams", False) for step in recipe.steps] == [True]
+    if asked and not able:
+        raise NiwakiError(
+            "this recipe cannot be carried out on a model that is read from disk block by block",
+            expected="a folder or a hub id, and one step: quantize, without smooth, allowed_drop, by: measured and "
+            "activations: static",
+            fix="--no-stream",
+        )
+    if asked is not None or isinstance(base, nn.Module):
+        return bool(asked)
+    return able and can_stream(base) and is_large(base)
 
 
 def _check(recipe: Recipe, model: nn.Module, formats: Collection[str]) -> None:
@@ -202,17 +232,22 @@ def carry_out_into(
     export: Sequence[str] = (),
     formats: Collection[str] = (),
     beside: Sequence[Path] = (),
+    stream: bool = False,
 ) -> Run:
     """Read base and data, check the recipe against them, carry it out, save the result and write the artifacts.
 
     Steps that a run `beside` this one has done the same way are taken from there. `formats` are all those the result is
-    to be written in, then or later.
+    to be written in, then or later. Where weights `stream`, the model is on the meta device throughout.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     labels = (list(task.read().labels) or None) if new_head else None
-    model = base if isinstance(base, nn.Module) else load(base, labels=labels)
+    parts = OnDisk(base) if stream and not isinstance(base, nn.Module) else Parts()
+    if isinstance(parts, OnDisk):
+        model = parts.open()
+    else:
+        model = base if isinstance(base, nn.Module) else load(base, labels=labels)
     source = str(model.config._name_or_path) if isinstance(base, nn.Module) else str(base)  # type: ignore[union-attr]
     tokenizer = load_tokenizer(source)
     anatomy_of(model)
@@ -223,15 +258,20 @@ def carry_out_into(
     folder.mkdir(parents=True, exist_ok=True)
     log = _logger(folder / "log.jsonl")
     write_text(
-        folder / "base.json", json.dumps({**_base_record(model, source, task, data), "seed": seed}, indent=2) + "\n"
+        folder / "base.json",
+        json.dumps({**_base_record(model, source, task, data, parts), "seed": seed}, indent=2) + "\n",
     )
     write_text(folder / "recipe.yaml", recipe.dump())
     for note in data.notes:
         log({"event": "note", "note": note})
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    context = Context(task, data, tokenizer, teacher, seed, folder, cache_folder(), log, progress)
+    context = Context(task, data, tokenizer, teacher, seed, folder, cache_folder(), log, progress, parts=parts)
     result, context = _carry_out(recipe, model, context, folder, beside)
-    _save_result(result, context.tokenizer, folder)
+    if stream:
+        log({"event": "note", "note": STREAMED})
+        _link_result(step_folders(recipe, folder)[-1], context.tokenizer, folder)
+    else:
+        _save_result(result, context.tokenizer, folder)
     for to in export:
         export_run(folder, to, context.data.evaluation, log)
     return Run(folder)
@@ -242,12 +282,12 @@ def _carry_out(
 ) -> tuple[nn.Module, Context]:
     """Run the steps that are not done yet, from the last one that is; return the model, and what it reads."""
     keys = step_keys(recipe, model, context)
-    folders = [folder / "steps" / f"{index:02d}-{step.name}" for index, step in enumerate(recipe.steps)]
+    folders = step_folders(recipe, folder)
     done = 0
     while done < len(keys) and (_is_done(folders[done], keys[done]) or _taken(folders[done], keys[done], beside)):
         context.log({"event": "note", "note": f"{folders[done].name} was done before"})
         done += 1
-    current = load(folders[done - 1]) if done else copy.deepcopy(model)
+    current = context.parts.load(folders[done - 1]) if done else copy.deepcopy(model)
     reading = context
     for step, key, place in list(zip(recipe.steps, keys, folders, strict=True))[done:]:
         workspace = _workspace(place, key)
@@ -258,13 +298,16 @@ def _carry_out(
 
         log({"event": "step-begin"})
         reading = reading.as_read_by(current)
-        here = Context(**{**reading.__dict__, "workspace": workspace, "log": log})
+        here = replace(reading, workspace=workspace, log=log)
         try:
-            current = step.run(current, here).cpu()
+            current = _after(step, current, here)
         except NiwakiError as error:
             raise error.at(f"steps[{place.name[:2].lstrip('0') or '0'}]") from error
         with written_aside(place) as aside:
-            save(current, aside)
+            if isinstance(here.parts, OnDisk):
+                here.parts.save(current, aside)
+            else:
+                save(current, aside)
             write_text(aside / "key.json", json.dumps({"key": key}))
         shutil.rmtree(workspace)
         log(
@@ -277,9 +320,25 @@ def _carry_out(
     return current, reading.as_read_by(current)
 
 
+def _after(step: Step, model: nn.Module, context: Context) -> nn.Module:
+    """Return the model after a step, on the CPU; one that is read from disk stays empty, and its file is begun."""
+    parts = context.parts
+    if not isinstance(parts, OnDisk):
+        return step.run(model, context).cpu()
+    plan = replace(context, parts=Plan(), log=lambda event: None)
+    parts.lay_out(step.run(copy.deepcopy(model), plan), context.workspace)
+    return step.run(model, context)
+
+
+def step_folders(recipe: Recipe, folder: Path) -> list[Path]:
+    """Return where the result of each step stands in a run folder."""
+    return [folder / "steps" / f"{index:02d}-{step.name}" for index, step in enumerate(recipe.steps)]
+
+
 def step_keys(recipe: Recipe, model: nn.Module, context: Context) -> list[str]:
     """Return for each step the hash of all that goes into it: version, base, data, seed, and the steps up to it."""
-    parts = [version("niwaki"), weights_hash(model), context.data.fingerprint, context.task.metric, str(context.seed)]
+    digest = context.parts.weights_hash(model)
+    parts = [version("niwaki"), digest, context.data.fingerprint, context.task.metric, str(context.seed)]
     key = _hash(*parts)
     keys = []
     for step in recipe.steps:
@@ -334,6 +393,22 @@ def _save_result(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     write_text(stamp, digest)
 
 
+def _link_result(step: Path, tokenizer: Any, folder: Path) -> None:
+    """Let the run folder have the files of its last step, which are not copied, and the tokenizer.
+
+    The weights come last: a folder that has them is whole.
+    """
+    tokenizer.save_pretrained(folder)
+    for name in ("config.json", JOURNAL, WEIGHTS):
+        aside = folder / f".{name}.writing"
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(step / name, aside)
+        except OSError:  # a file system without links
+            shutil.copyfile(step / name, aside)
+        aside.replace(folder / name)
+
+
 def _refuse_other_content(folder: Path, members: Collection[Path] = ()) -> None:
     """Refuse to write a run, or the members of a family, where something else stands."""
     if folder.is_file():
@@ -347,17 +422,17 @@ def _refuse_other_content(folder: Path, members: Collection[Path] = ()) -> None:
         )
 
 
-def _base_record(model: nn.Module, source: str, task: Task, data: Dataset) -> dict[str, Any]:
+def _base_record(model: nn.Module, source: str, task: Task, data: Dataset, parts: Parts) -> dict[str, Any]:
     def rows(split: Any) -> int | None:
         return None if split is None else len(split)
 
     return {
         "model": source,
-        "sha256": weights_hash(model),
+        "sha256": parts.weights_hash(model),
         "family": anatomy_of(model).family.name,
         "labels": list(data.labels),
         "parameters": count_parameters(model),
-        "size_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(model).values()),
+        "size_bytes": sum(tensor.numel() * tensor.element_size() for tensor in layout_of(model).values()),
         "task": task.model_dump(mode="json"),
         "data": {
             "source": task.data,

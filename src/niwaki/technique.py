@@ -16,6 +16,7 @@ from niwaki.anatomy import longest_input
 from niwaki.checkpoint import narrow_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
+from niwaki.parts import Parts
 from niwaki.surgery import journal_of, vocabulary_of
 from niwaki.task import Dataset, Encoded, Task
 
@@ -49,6 +50,7 @@ class Context:
         log: called with one JSON-able record an event.
         progress: draw progress bars.
         base_ids: (V,) the base's id of each token of `tokenizer`; None while they are the same.
+        parts: where the weights are. A technique that `streams` asks for those of a module before it looks at them.
     """
 
     task: Task
@@ -61,6 +63,7 @@ class Context:
     log: Callable[[dict[str, Any]], None] = field(default=_no_log)
     progress: bool = False
     base_ids: np.ndarray | None = None
+    parts: Parts = field(default_factory=Parts)
 
     @property
     def train(self) -> Encoded:
@@ -162,6 +165,14 @@ class Technique(Parameters):
     def can_accompany(self) -> bool:
         """Say whether the technique can stand inside `train`."""
         return type(self).accompany is not Technique.accompany
+
+    @property
+    def streams(self) -> bool:
+        """Say whether `apply` looks at one layer after the other, through `Context.parts`, and so needs no more memory.
+
+        Given a `niwaki.parts.Plan` it must do the same edits without looking at any weight.
+        """
+        return False
 
     def family(self) -> dict[str, Technique]:
         """Return, by name, the single techniques that one with a list of targets stands for; else nothing."""

@@ -15,7 +15,7 @@ from niwaki.calibrate import input_products, inputs_of
 from niwaki.checkpoint import WEIGHTS, load, save
 from niwaki.errors import NiwakiError
 from niwaki.export.artifact import export_onnx, export_openvino
-from niwaki.grid import Grid, Rounded, nearest
+from niwaki.grid import Grid, Rounded, nearest, spread
 from niwaki.layers.linear import QuantizedLinear
 from niwaki.layers.packed import Packed, PackedEmbedding, PackedLinear
 from niwaki.measure import count_macs_per_token, count_parameters
@@ -70,6 +70,31 @@ def test_gptq_in_blocks_is_gptq() -> None:
     products_II = (inputs_PI.T @ inputs_PI).double()
     whole, blocks = (gptq(weight_OI, products_II, Grid(4, 8), block) for block in (32, 5))
     assert float((whole.integers != blocks.integers).float().mean()) < 0.02, "but for the order of sums"
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_one_factor_does_what_the_inverse_does(idle: bool) -> None:
+    """Algorithm 1 of the paper, column by column in 64 bits: errors by U of U^T U = (H + 0.01 mean I)^-1."""
+    weight_OI = torch.randn(5, 24, generator=torch.Generator().manual_seed(6))
+    inputs_PI = correlated(24, seed=6)
+    inputs_PI[:, 7] *= 0.0 if idle else 1.0
+    products_II = (inputs_PI.T @ inputs_PI).double()
+    grid = Grid(3, 8, "integer")
+    found = gptq(weight_OI, products_II, grid, block=5, sweeps=0)
+    order_I = products_II.diagonal().argsort(descending=True)
+    damped_II = products_II[order_I][:, order_I] + torch.eye(24) * 0.01 * products_II.diagonal().mean()
+    upper_II = torch.linalg.cholesky(torch.linalg.inv(damped_II), upper=True)
+    left_OI = weight_OI.double()[:, order_I]
+    scale_OI, zero_OI = (spread(one, 24, grid)[:, order_I].double() for one in (found.scale, found.zero))
+    expected_OI = torch.zeros(5, 24)
+    for column in range(23 if idle else 24):
+        scale_O, zero_O = scale_OI[:, column], zero_OI[:, column]
+        expected_OI[:, column] = (left_OI[:, column] / scale_O + zero_O).round().clamp(0, 7)
+        gone_O = left_OI[:, column] - (expected_OI[:, column] - zero_O) * scale_O
+        left_OI[:, column:] -= (gone_O / upper_II[column, column])[:, None] * upper_II[column, column:]
+    if idle:
+        expected_OI[:, 23] = zero_OI[:, 23]  # a weight that does nothing is 0
+    assert torch.equal(found.integers.float(), expected_OI[:, order_I.argsort()])
 
 
 def test_a_sweep_never_makes_it_worse_and_by_hand() -> None:
@@ -197,18 +222,18 @@ def test_the_solver_sees_what_the_layers_before_have_become(context: Context) ->
     original = fresh(context)
     name = anatomy_of(original).layers[1].name_of("query")
     before = input_products(original, [name], context.calibration_batches(32))[name]
-    from niwaki.techniques.quantize import technique
+    from niwaki.techniques.quantize import packing
 
     def spy(weight_OI: torch.Tensor, products_II: torch.Tensor, grid: Grid) -> Rounded:
         seen.append(products_II)
         return nearest(weight_OI, grid)
 
-    solvers = dict(technique.SOLVERS)
+    solvers = dict(packing.SOLVERS)
     try:
-        technique.SOLVERS["gptq"] = spy
+        packing.SOLVERS["gptq"] = spy
         quantize.apply(fresh(context), context)
     finally:
-        technique.SOLVERS.update(solvers)
+        packing.SOLVERS.update(solvers)
     assert len(seen) == 13
     assert not any(one.shape == before.shape and torch.equal(one, before) for one in seen[6:])
 

@@ -9,6 +9,7 @@ import typer
 
 from niwaki.cli import options
 from niwaki.cli.app import MISSED, be_quiet, listed, only_json, print_json, tell_misses, verb
+from niwaki.errors import NiwakiError
 
 Best = Annotated[bool, typer.Option("--best", help="Keep the best epoch on held-out rows, not the last.")]
 Average = Annotated[
@@ -27,6 +28,13 @@ Recipe = Annotated[
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="PATH=VALUE", help="Set one value of the recipe; repeat for more."),
+]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read a decoder from disk block by block, and measure nothing; else only one too large for the memory.",
+    ),
 ]
 Exports = Annotated[
     list[str] | None,
@@ -112,6 +120,7 @@ def compress(
     ] = True,
     runtimes: options.Runtimes = None,
     threads: options.Threads = None,
+    stream: Stream = None,
     seed: options.Seed = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -150,9 +159,13 @@ def compress(
             runtimes=listed(runtimes or []) or None,
             threads=threads,
             progress=not quiet,
+            stream=_stream_under(bounds is not None, stream),
         )
     folders = [str(member.folder) for member in run.members]
-    if not (measure or bounds):
+    measured = all((Path(folder) / "measurement.json").is_file() for folder in folders)
+    if not (measure or bounds) or not measured:
+        if measure and not quiet:
+            typer.echo("the model was read from disk block by block: nothing was measured", err=True)
         one_or_more = {"run": folders[0]} if len(folders) == 1 else {"runs": folders}
         print_json(one_or_more) if json else typer.echo("\n".join(folders))
         return
@@ -161,6 +174,17 @@ def compress(
     print_json(comparison) if json else typer.echo(f"{comparison}\n\n{cards}")
     if bounds is not None and tell_misses(bounds, comparison):
         raise typer.Exit(MISSED)
+
+
+def _stream_under(budget: bool, stream: bool | None) -> bool | None:
+    """Return whether to stream: not under a budget, which wants a measurement."""
+    if budget and stream:
+        raise NiwakiError(
+            "a budget is held by what is measured, and with --stream nothing is",
+            expected="--budget or --stream",
+            fix="--stream, and niwaki compare on a machine that holds the base",
+        )
+    return False if budget else stream
 
 
 @verb

@@ -1,5 +1,6 @@
 """`quantize`: store weights and embeddings as integers, and compute with them."""
 
-from niwaki.techniques.quantize.technique import Quantize, affine
+from niwaki.techniques.quantize.packing import affine
+from niwaki.techniques.quantize.technique import Quantize
 
 __all__ = ["Quantize", "affine"]

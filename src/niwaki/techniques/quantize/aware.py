@@ -28,8 +28,8 @@ from niwaki.techniques.quantize.rounding import mean_square
 
 Matrix = nn.Linear | nn.Embedding
 Activations = Literal["dynamic", "static", "none"]
-#: What packs a linear: model, name, grid, activations, integers, ranges of static activations by name.
-Pack = Callable[[nn.Module, str, Grid, Activations, Rounded | None, Mapping[str, tuple[float, float]]], None]
+#: What packs a linear: model, name, integers, ranges of static activations by name.
+Pack = Callable[[nn.Module, str, Rounded, Mapping[str, tuple[float, float]]], None]
 #: What stands beside a weight while it trains.
 SCAFFOLDING = ("start_scale", "growth", "start_zero", "shift", "rows", "start_input", "growth_input", "shift_input")
 
@@ -103,7 +103,7 @@ class Steps(Companion):
             if isinstance(module, nn.Embedding):
                 quantize_embedding(model, module=name, bits=plan.grid.bits, values=rounded[name])
             else:
-                self.pack(model, name, plan.grid, plan.activations, rounded[name], limits)
+                self.pack(model, name, rounded[name], limits)
         return model
 
     @torch.no_grad()

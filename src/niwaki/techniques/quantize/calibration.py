@@ -5,16 +5,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from niwaki.calibrate import Batches, Sizes, input_ranges, input_sizes
+from niwaki.anatomy import anatomy_of
+from niwaki.calibrate import Batches, input_ranges, input_sizes
 from niwaki.errors import NiwakiError
+from niwaki.grid import Grid
 from niwaki.technique import Context
 from niwaki.techniques.quantize.smoothing import smooth
 
-Changes = dict[str, bool | int | str]
+Changes = dict[str, Any]
+Activations = Literal["dynamic", "static", "none"]
 
 #: Methods that look at how inputs go together: with fewer tokens than inputs they see directions that are not there.
 SECOND_ORDER = ("gptq", "awq")
@@ -27,13 +31,19 @@ class Wanted:
     """Say what is wanted of one linear: how its integers are found, and what becomes of its inputs."""
 
     by: str
-    activations: str
-    smooths: bool
+    activations: Activations
+    smooth: bool = False
+    grid: Grid = field(default_factory=Grid)
 
     @property
     def looks(self) -> bool:
         """Say whether calibration rows are needed for it."""
-        return self.by in SECOND_ORDER or self.activations == "static" or self.smooths
+        return self.by in SECOND_ORDER or self.is_sized
+
+    @property
+    def is_sized(self) -> bool:
+        """Say whether it has to be known, before anything is packed, how large its inputs are."""
+        return self.activations == "static" or self.smooth
 
 
 @dataclass(frozen=True)
@@ -41,12 +51,12 @@ class Calibration:
     """Hold what was found on calibration rows, by linear.
 
     Attributes:
-        changes: parameters that are others than wanted, where a linear saw too few tokens.
+        wanted: what was wanted, less what could not be done where a linear saw too few tokens.
         ranges: (low, high) of static activations.
         factors: what columns are multiplied by, and inputs divided by in front of the product, (I,).
     """
 
-    changes: Mapping[str, Changes] = field(default_factory=dict)
+    wanted: Mapping[str, Wanted]
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     factors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -76,20 +86,24 @@ def calibrate(
     """
     looking = [name for name, one in wanted.items() if one.looks]
     if not looking:
-        return Calibration()
+        return Calibration(wanted)
     check_rows(context)
-    sizes = input_sizes(model, looking, rows())
-    changes = {name: found for name in looking if (found := fallbacks(wanted[name], sizes[name]))}
-    for name, found in changes.items():
-        say(context, name, sizes[name], found)
-    smoothed = [name for name in looking if wanted[name].smooths and "smooth" not in changes.get(name, {})]
-    factors = smooth(model, smoothed, packed, sizes, strength)
-    static = [
-        name for name in looking if changes.get(name, {}).get("activations", wanted[name].activations) == "static"
-    ]
+    inside = {name for layer in anatomy_of(model).layers for name in looking if name.startswith(f"{layer.path}.")}
+    # the linears of a layer read every token: for their number alone nothing has to run
+    measured = [name for name in looking if wanted[name].is_sized or name not in inside]
+    sizes = input_sizes(model, measured, rows()) if measured else {}
+    all_tokens = sum(int(batch["attention_mask"].sum()) for batch in rows())
+    for name in looking:
+        width = cast(nn.Linear, model.get_submodule(name)).in_features
+        tokens = sizes[name].tokens if name in sizes else all_tokens
+        if changes := fallbacks(wanted[name], tokens, width):
+            say(context, name, tokens, width, changes)
+            wanted = {**wanted, name: replace(wanted[name], **changes)}
+    factors = smooth(model, [name for name in looking if wanted[name].smooth], packed, sizes, strength)
+    static = [name for name in looking if wanted[name].activations == "static"]
     divisors = {name: 1.0 / factors_I for name, factors_I in factors.items()}
     ranges = input_ranges(model, static, rows(), keep_range, divisors) if static else {}
-    return Calibration(changes, ranges, factors)
+    return Calibration(wanted, ranges, factors)
 
 
 def check_rows(context: Context) -> None:
@@ -109,26 +123,26 @@ def check_rows(context: Context) -> None:
         )
 
 
-def fallbacks(wanted: Wanted, seen: Sizes) -> Changes:
+def fallbacks(wanted: Wanted, tokens: int, inputs: int) -> Changes:
     """Return what is done differently with a linear that saw too few tokens, as parameters.
 
     A second-order method wants as many tokens as the linear has inputs, else it is round-to-nearest; a static range
     and smoothing want `LEAST_TOKENS`, else the range is taken at run time and inputs stay as they are.
 
-    >>> fallbacks(Wanted("gptq", "static", False), Sizes(40, Tensor(64)))
+    >>> fallbacks(Wanted("gptq", "static"), tokens=40, inputs=64)
     {'by': 'nearest'}
     """
     changes: Changes = {}
-    if wanted.by in SECOND_ORDER and seen.tokens < len(seen.largest_I):
+    if wanted.by in SECOND_ORDER and tokens < inputs:
         changes["by"] = "nearest"
-    if wanted.activations == "static" and seen.tokens < LEAST_TOKENS:
+    if wanted.activations == "static" and tokens < LEAST_TOKENS:
         changes["activations"] = "dynamic"
-    if wanted.smooths and seen.tokens < LEAST_TOKENS:
+    if wanted.smooth and tokens < LEAST_TOKENS:
         changes["smooth"] = 0
     return changes
 
 
-def say(context: Context, name: str, seen: Sizes, changes: Changes) -> None:
+def say(context: Context, name: str, tokens: int, inputs: int, changes: Changes) -> None:
     """Log what is done differently."""
     note = f"{name} saw too few tokens in calibration"
-    context.log({"event": "note", "note": note, "tokens": seen.tokens, "inputs": len(seen.largest_I), **changes})
+    context.log({"event": "note", "note": note, "tokens": tokens, "inputs": inputs, **changes})

@@ -79,23 +79,27 @@ def smooth(
 
 def fold_awq(
     model: nn.Module, grids: Mapping[str, Grid], packed: Collection[str], products: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | None]:
     """Fold AWQ's factors into the parts that linears read, where they take them; linears of one part share theirs.
 
     Args:
         model: is changed, and stays the same function.
         grids: what each linear that AWQ rounds is rounded to.
         packed: linears that are packed, and may be changed for it.
-        products: X^T X of their inputs, as they were.
+        products: X^T X of their inputs, as they were; of a model without weights there are none.
 
     Returns:
-        of each linear whose factors are folded, X^T X as it is now.
+        of each linear whose factors are folded, the sum of squares of its inputs as they are now, (I,).
     """
-    changed: dict[str, Tensor] = {}
+    changed: dict[str, Tensor | None] = {}
     for readers in reading_together(model, grids, packed):
         if readers.layer is None:
             continue
-        products_II = products[readers.names[0]]
+        products_II = products.get(readers.names[0])
+        if products_II is None:
+            scale_inputs(model, layer=readers.layer.index, source=readers.source)
+            changed |= dict.fromkeys(readers.names)
+            continue
         size_R = for_channels(products_II.diagonal().double().sqrt(), readers.layer, readers.source)
         factors_I = awq_factors(
             [_weight(model, name).cpu() for name in readers.names],
@@ -104,7 +108,7 @@ def fold_awq(
             for_inputs(size_R, readers.layer, readers.source),
         )
         _fold(model, readers, for_channels(factors_I, readers.layer, readers.source))
-        changed |= dict.fromkeys(readers.names, divided(products_II, factors_I))
+        changed |= dict.fromkeys(readers.names, products_II.diagonal() / factors_I.square())
     return changed
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -16,28 +16,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
-from niwaki.calibrate import input_products
 from niwaki.errors import NiwakiError, closest
 from niwaki.export.packed import require_onnx
-from niwaki.grid import Grid, Rounded, Zero, nearest
+from niwaki.grid import Grid, Zero, nearest
 from niwaki.layers.linear import is_int8
 from niwaki.packable import check_patterns, packable
-from niwaki.surgery import quantize_embedding, quantize_linear
+from niwaki.surgery import quantize_embedding
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.quantize import measured, rounding
 from niwaki.techniques.quantize.aware import Plan, Steps
 from niwaki.techniques.quantize.calibration import Calibration, Wanted, calibrate
+from niwaki.techniques.quantize.packing import DATA_FREE, ROWS, affine, pack, pack_linears, put
 from niwaki.techniques.quantize.reduced import ranges_told, reduces
 from niwaki.techniques.quantize.sensitivity import within
-from niwaki.techniques.quantize.smoothing import divided, fold_awq
-
-DATA_FREE: dict[str, Callable[[Tensor, Grid], Rounded]] = {
-    "mean-square": rounding.mean_square,
-    "percentile": rounding.percentile,
-    "hqq": rounding.hqq,
-}
-SOLVERS: dict[str, Callable[[Tensor, Tensor, Grid], Rounded]] = {"gptq": rounding.gptq, "awq": rounding.awq}
-
 
 Bits = Literal[8, 6, 4, 3, 2]
 By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq", "measured"]
@@ -203,6 +194,16 @@ class Quantize(Technique):
         return self
 
     @property
+    def streams(self) -> bool:
+        """Say whether layers are looked at one by one.
+
+        Static ranges and smoothing look at the whole model before; limits and forms look at it whole, and often.
+        """
+        settings = [self, *(self._with(one) for one in self.override.values())]
+        looks = self.smooth or self.allowed_drop is not None or self.by == "measured"
+        return not looks and all(one.activations != "static" for one in settings)
+
+    @property
     def grid(self) -> Grid:
         """Return the grid of the linears; that of integer products as this processor needs it."""
         return replace(
@@ -247,7 +248,7 @@ class Quantize(Technique):
         for name in (*linears, *tables):
             module = model.get_submodule(name)
             weight = cast(Tensor, module.weight)
-            if not bool(torch.isfinite(weight).all()):
+            if not weight.is_meta and not bool(torch.isfinite(weight).all()):
                 raise NiwakiError(f"{name} has weights that are not finite", expected="numbers", place="quantize")
             group = self.of(name).group
             if name in linears and isinstance(group, int) and weight.shape[1] % group:
@@ -280,29 +281,15 @@ class Quantize(Technique):
         if self.allowed_drop is not None:
             return within(self, model, context, self.allowed_drop)
         linears, tables = self.chosen(model)
-        shared = set(anatomy_of(model).tied_names or ()) if tables else set()
-        settings, found = self._calibrated(model, linears, shared, context)
-        for names in by_layer(model, [name for name in linears if name not in shared]):
-            solved = [name for name in names if settings[name].by in SOLVERS]
-            batches = context.calibration_batches(self.examples, length=self.length) if solved else ()
-            products = input_products(model, solved, batches) if solved else {}
-            awq = {name: settings[name].grid for name in solved if settings[name].by == "awq"}
-            folded = fold_awq(model, awq, names, products)
-            for name in names:
-                linear = cast(nn.Linear, model.get_submodule(name))
-                factors_I = found.factors.get(name)
-                if name in folded:
-                    rounded: Rounded | None = rounding.behind_factors(linear.weight, folded[name], awq[name])
-                else:
-                    one = settings[name]
-                    rounded = rounded_by(one.by, linear.weight.detach(), products.get(name), one.grid, factors_I)
-                self._quantize(model, name, settings[name].grid, settings[name].activations, rounded, found.ranges)
-        for name in tables:
-            quantize_embedding(model, module=name, bits=self.table_bits)
-        for name in linears:
-            if name in shared:  # the language head, which is the word table
-                one = settings[name]
-                self._quantize(model, name, Grid(self.table_bits), self._of_head(one), None, found.ranges)
+        heads = self._heads(model, linears, tables)
+        own = [name for name in linears if name not in heads]
+        found = self._calibrated(model, own, heads, context)
+        rows = partial(context.calibration_batches, self.examples, length=self.length, batch_size=ROWS)
+        pack_linears(model, own, found, rows, context.parts)
+        with context.parts.held(model, *tables, *heads):
+            for name in tables:
+                quantize_embedding(model, module=name, bits=self.table_bits)
+            pack(model, heads, found)
         return model
 
     @property
@@ -316,15 +303,15 @@ class Quantize(Technique):
         linears, tables = self.chosen(model)
         for name in linears:
             self.of(name)._check_learns(name)
-        shared = set(anatomy_of(model).tied_names or ()) if tables else set()
-        settings, found = self._calibrated(model, linears, shared, context)
+        heads = self._heads(model, linears, tables)
+        own = [name for name in linears if name not in heads]
+        found = self._calibrated(model, own, heads, context)
         rows = Plan(Grid(self.table_bits), nearest if self.by == "nearest" else rounding.mean_square)
-        inputs = {name: affine(*limits) for name, limits in found.ranges.items()}
-        plans = {name: settings[name]._plan(inputs.get(name)) for name in linears if name not in shared}
-        plans |= dict.fromkeys(tables, rows)
-        for name in shared.intersection(linears):
-            plans[name] = replace(rows, activations=self._of_head(settings[name]), start_input=inputs.get(name))
-        return Steps(model, plans, self._quantize)
+        plans = {name: _plan(name, found) for name in own} | dict.fromkeys(tables, rows)
+        plans |= {name: _plan(name, found) for name in heads}  # the table's own steps, which stand there first
+        return Steps(
+            model, plans, lambda model, name, rounded, ranges: put(model, name, replace(found, ranges=ranges), rounded)
+        )
 
     def _check_learns(self, name: str) -> None:
         """Refuse, inside train, what does its work at once."""
@@ -338,59 +325,41 @@ class Quantize(Technique):
             place="quantize",
         )
 
-    def _plan(self, start_input: tuple[float, int] | None) -> Plan:
-        return Plan(self.grid, DATA_FREE.get(self.by, nearest), self.activations, start_input)
+    def _heads(self, model: nn.Module, linears: Collection[str], tables: Collection[str]) -> list[str]:
+        """Return the language head that is a word table, where it is packed as one."""
+        return [name for name in linears if tables and name in (anatomy_of(model).tied_names or ())]
 
     def _calibrated(
-        self, model: nn.Module, linears: list[str], shared: Collection[str], context: Context
-    ) -> tuple[dict[str, Quantize], Calibration]:
-        """Look at calibration rows; return the settings of each linear as they allow, and what they say."""
+        self, model: nn.Module, own: Collection[str], heads: Collection[str], context: Context
+    ) -> Calibration:
+        """Look at calibration rows; return what they say, and what is wanted of each linear as they allow."""
+        ranges_told(self.reduce_range, {self.of(name).activations for name in (*own, *heads)}, context.log)
+        wanted = {name: self._wanted(name) for name in own} | {name: self._head(name) for name in heads}
         rows = partial(context.calibration_batches, self.examples, length=self.length)
-        settings = {name: self.of(name) for name in linears}
-        ranges_told(self.reduce_range, {one.activations for one in settings.values()}, context.log)
-        wanted = {name: self._wanted(settings[name], name in shared) for name in linears}
-        own = [name for name in linears if name not in shared]
-        found = calibrate(model, context, wanted, own, rows, self.smooth, self.keep_range)
-        return settings | {name: settings[name]._with(changes) for name, changes in found.changes.items()}, found
+        return calibrate(model, context, wanted, own, rows, self.smooth, self.keep_range)
 
-    def _of_head(self, settings: Quantize) -> Literal["dynamic", "static", "none"]:
-        """Return the activations of a language head that is the word table."""
-        return "none" if self.table_bits < 8 or settings.grid.reduced else settings.activations
+    def _wanted(self, name: str) -> Wanted:
+        one = self.of(name)
+        return Wanted(one.by, one.activations, bool(self.smooth) and one.activations != "none", one.grid)
 
-    def _wanted(self, settings: Quantize, shares_table: bool) -> Wanted:
-        """Return what is wanted of a linear; of a head that shares its table no more than a range."""
-        if shares_table:
-            return Wanted("nearest", settings.activations, smooths=False)
-        return Wanted(settings.by, settings.activations, bool(self.smooth) and settings.activations != "none")
-
-    def _quantize(
-        self,
-        model: nn.Module,
-        name: str,
-        grid: Grid,
-        activations: Literal["dynamic", "static", "none"],
-        rounded: Rounded | None,
-        ranges: Mapping[str, tuple[float, float]],
-    ) -> None:
-        arguments: dict[str, Any] = {"module": name, "bits": grid.bits, "activations": activations}
-        if grid.group != "channel":
-            arguments["group"] = grid.group
-        if grid.zero != "middle":
-            arguments["zero"] = grid.zero
-        if grid.reduced:
-            arguments["reduced"] = True
-        if activations == "static":
-            arguments["scale"], arguments["zero_point"] = affine(*ranges[name])
-        if rounded is not None:
-            arguments["values"] = rounded
-            if rounded.input_scale is not None:
-                arguments["scales_inputs"] = True
-        quantize_linear(model, **arguments)
+    def _head(self, name: str) -> Wanted:
+        """Return what is wanted of a head that shares its table: the table's integers."""
+        one = self.of(name)
+        activations = "none" if self.table_bits < 8 or one.grid.reduced else one.activations
+        return Wanted("nearest", activations, grid=Grid(self.table_bits))
 
     def chosen(self, model: nn.Module) -> tuple[list[str], list[str]]:
         """Return the dotted names of the linears and of the embedding tables to pack."""
         check_patterns(model, tuple(self.override), self.name, "override")
         return packable(model, embeddings=bool(self.embeddings), skip=self.skip, technique=self.name)
+
+
+def _plan(name: str, found: Calibration) -> Plan:
+    """Say how a linear is rounded while it trains."""
+    wanted = found.wanted[name]
+    limits = found.ranges.get(name)
+    start_input = affine(*limits) if limits is not None else None
+    return Plan(wanted.grid, DATA_FREE.get(wanted.by, nearest), wanted.activations, start_input)
 
 
 def _default(name: str) -> Any:
@@ -402,38 +371,3 @@ def _grid(
 ) -> Grid:
     zero: Zero = "float" if by == "hqq" else "middle" if symmetric else "integer"
     return Grid(bits, group, zero)
-
-
-def by_layer(model: nn.Module, names: list[str]) -> list[list[str]]:
-    """Return the names in the order of a forward pass: those of each layer together, then the others."""
-    layers = [[name for name in names if name.startswith(f"{layer.path}.")] for layer in anatomy_of(model).layers]
-    inside = {name for group in layers for name in group}
-    return [group for group in (*layers, [name for name in names if name not in inside]) if group]
-
-
-def rounded_by(
-    by: str, weight_OI: Tensor, products_II: Tensor | None, grid: Grid, factors_I: Tensor | None = None
-) -> Rounded | None:
-    """Return the integers that a method finds for one matrix; none where they are the nearest.
-
-    With factors, columns are multiplied by them first, and inputs divided in front of the product.
-    """
-    if factors_I is not None:
-        factors_I = factors_I.to(weight_OI.device)
-        products_II = None if products_II is None else divided(products_II, factors_I)
-        rounded = rounded_by(by, weight_OI * factors_I, products_II, grid)
-        return replace(rounded or nearest(weight_OI * factors_I, grid), input_scale=1.0 / factors_I)
-    if products_II is not None:
-        return SOLVERS[by](weight_OI, products_II.to(weight_OI.device), grid)
-    return None if by == "nearest" else DATA_FREE[by](weight_OI, grid)
-
-
-def affine(low: float, high: float) -> tuple[float, int]:
-    """Return scale and zero point that map [low, high], widened to hold 0, onto 0..255.
-
-    >>> affine(-100.0, 155.0)
-    (1.0, 100)
-    """
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / 255.0, 1e-12)
-    return scale, int(min(255, max(0, round(-low / scale))))
