@@ -130,7 +130,9 @@ def test_no_tensor_grows_with_the_square_of_the_length(
     assert largest[1] < 2048 * 2048 / 4, "no matrix of all tokens by all tokens"
 
 
-@pytest.mark.parametrize("by", ["window", "linear"])
+@pytest.mark.parametrize(
+    ("family", "by"), [("bert", "window"), ("roberta", "linear"), ("distilbert", "linear"), ("electra", "window")]
+)
 def test_it_saves_narrows_packs_and_exports(family: str, by: Any, batch: Any, tiny_model: Any, tmp_path: Path) -> None:
     """In each family, in a graph that serves inputs shorter and much longer than the one it was traced with."""
     model = tiny_model(family)

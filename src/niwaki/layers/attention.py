@@ -45,9 +45,7 @@ class Mechanism(nn.Module):
         """Return the answers of all tokens (B, T, D); a token that is padding is never looked at."""
         raise NotImplementedError
 
-    def first(
-        self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float
-    ) -> Tensor:
+    def first(self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
         """Return the answer of the first token alone, (B, 1, D); by default, of one that sees all."""
         return attend(query_B1D, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling)
 
@@ -180,15 +178,11 @@ class LinearAttention(Mechanism):
             answer_BHQS = (query_BHQF @ state_BHFS) / (query_BHQF @ total_BHF1).clamp_min(SMALLEST)
         return side_by_side(answer_BHQS).to(value_BTD.dtype)
 
-    def first(
-        self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float
-    ) -> Tensor:
+    def first(self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
         """Return the answer of the first token alone, (B, 1, D)."""
         return self(query_B1D, key_BTD, value_BTD, real_BT, scaling)
 
-    def features(
-        self, query_BQD: Tensor, key_BTD: Tensor, real_BT: Tensor, scaling: float
-    ) -> tuple[Tensor, Tensor]:
+    def features(self, query_BQD: Tensor, key_BTD: Tensor, real_BT: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """Return features of queries (B, H, Q, F) and of keys (B, H, T, F), 0 for keys that are padding."""
         query_BHQS, key_BHTS = apart(query_BQD, self.heads).float(), apart(key_BTD, self.heads).float()
         key_BHTF = self.key_map(key_BHTS * scaling**0.5) * real_BT[:, None, :, None]

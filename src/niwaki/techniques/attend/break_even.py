@@ -63,7 +63,9 @@ class Times:
         >>> Times((64, 128), exact=(1.0, 3.0), other=(2.0, 2.0)).speedup([64, 128, 128])
         1.1666666666666667
         """
-        seconds = [np.exp(np.interp(np.log(lengths), np.log(self.lengths), np.log(one))) for one in (self.exact, self.other)]
+        seconds = [
+            np.exp(np.interp(np.log(lengths), np.log(self.lengths), np.log(one))) for one in (self.exact, self.other)
+        ]
         return float(seconds[0].sum() / seconds[1].sum())
 
 

@@ -124,7 +124,9 @@ class Attend(Technique):
         reads = longest_read(model)
         if self.positions is not None and self.positions < reads:
             raise NiwakiError(
-                f"positions is {self.positions}", expected=f"at least {reads}, which the model reads now", place=self.name
+                f"positions is {self.positions}",
+                expected=f"at least {reads}, which the model reads now",
+                place=self.name,
             )
 
     def _chosen(self, model: nn.Module) -> list[Layer]:
@@ -198,7 +200,5 @@ class Attend(Technique):
         if self.match == "nothing" or not learns:
             return
         batches = list(context.calibration_batches(self.examples, batch_size=8, length=self.length))
-        first, last = transfer(
-            model, batches, match=self.match, passes=self.passes, learning_rate=self.learning_rate
-        )
+        first, last = transfer(model, batches, match=self.match, passes=self.passes, learning_rate=self.learning_rate)
         context.log({"event": "attention-transfer", "match": self.match, "first_pass": first, "last_pass": last})

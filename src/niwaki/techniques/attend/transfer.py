@@ -95,7 +95,9 @@ class Matching(Mechanism):
         exact_BTD = attend(query_BTD, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling)
         if self.match == "maps" and isinstance(self.own, LinearAttention):
             own_BHTT = self.own.weights(query_BTD, key_BTD, real_BT, scaling)
-            self.loss = map_difference(own_BHTT, exact_weights(query_BTD, key_BTD, real_BT, self.heads, scaling), real_BT)
+            self.loss = map_difference(
+                own_BHTT, exact_weights(query_BTD, key_BTD, real_BT, self.heads, scaling), real_BT
+            )
         else:
             own_BTD = self.own(query_BTD, key_BTD, value_BTD, real_BT, scaling)
             self.loss = scaled_squares(own_BTD[real_BT], exact_BTD[real_BT])
