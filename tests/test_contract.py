@@ -80,8 +80,8 @@ def test_technique(
     )
 
 
-# Of language models nothing is exported yet, a word table that is the head is trimmed otherwise, and what reads from left
-# to right attends to the past alone.
+# Of language models nothing is exported yet, a word table that is the head is trimmed otherwise, and what reads from
+# left to right attends to the past alone.
 ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name not in ("attend", "trim")]
 
 

@@ -294,7 +294,7 @@ def narrow_tokenizer(tokenizer: Any, tokens: Sequence[int]) -> Any:
 
 
 def reaching(tokenizer: Any, tokens: int) -> Any:
-    """Return the tokenizer with texts cut at so many tokens, if it cut them shorter; the one given is left as it was."""
+    """Return the tokenizer that cuts texts at so many tokens, if it cut them shorter; the one given stays as it was."""
     if tokenizer.model_max_length >= tokens:
         return tokenizer
     longer = copy.deepcopy(tokenizer)

@@ -114,7 +114,7 @@ class Context:
 
 
 def _reading_on(base: nn.Module, edits: Sequence[Record]) -> nn.Module:
-    """Return a copy of the base that reads as far as a model after these edits; it still counts as what was handed in."""
+    """Return a copy of the base that reads as far as a model after these edits; its journal stays that of the base."""
     longer, journal = copy.deepcopy(base), journal_of(base)
     for record in edits:
         if record["edit"] == "extend_positions" and record["tokens"] > longest_read(longer):

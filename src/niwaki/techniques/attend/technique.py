@@ -187,8 +187,8 @@ class Attend(Technique):
         )
         if speedup <= 1.0:
             raise NiwakiError(
-                f"by {self.by}, attention to these texts, {lengths.mean():.0f} tokens in the mean and {lengths.max()} at "
-                f"most, takes {1 / speedup:.2g} times as long as it does now",
+                f"by {self.by}, attention to these texts, {lengths.mean():.0f} tokens in the mean and {lengths.max()} "
+                f"at most, takes {1 / speedup:.2g} times as long as it does now",
                 expected=f"texts of more than {times.break_even:.0f} tokens, where it begins to pay on this machine",
                 fix="allow_slower: true, if longer texts than these will come",
                 place=self.name,
