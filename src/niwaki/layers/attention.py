@@ -10,7 +10,7 @@ with queries, keys and values. No tensor with a token in each of two dimensions 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +180,7 @@ class LinearAttention(Mechanism):
 
     def first(self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
         """Return the answer of the first token alone, (B, 1, D)."""
-        return self(query_B1D, key_BTD, value_BTD, real_BT, scaling)
+        return cast(Tensor, self(query_B1D, key_BTD, value_BTD, real_BT, scaling))
 
     def features(self, query_BQD: Tensor, key_BTD: Tensor, real_BT: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """Return features of queries (B, H, Q, F) and of keys (B, H, T, F), 0 for keys that are padding."""
@@ -271,7 +271,7 @@ def attend(
 
 def apart(states_BTD: Tensor, heads: int) -> Tensor:
     """Return (B, T, D) as (B, H, T, S)."""
-    return states_BTD.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return cast(Tensor, states_BTD.unflatten(-1, (heads, -1)).transpose(1, 2))
 
 
 def side_by_side(states_BHTS: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ def side_by_side(states_BHTS: Tensor) -> Tensor:
 def in_blocks(states_BTD: Tensor, width: int) -> Tensor:
     """Cut tokens into blocks of `width`, (B, N, W, D); the last is filled up with 0."""
     filler = -states_BTD.shape[1] % width
-    return functional.pad(states_BTD, (0, 0, 0, filler)).unflatten(1, (-1, width))
+    return cast(Tensor, functional.pad(states_BTD, (0, 0, 0, filler)).unflatten(1, (-1, width)))
 
 
 def neighbours(states_BTD: Tensor, width: int) -> Tensor:
