@@ -16,7 +16,9 @@ from niwaki.anatomy import longest_input, longest_read
 from niwaki.checkpoint import load, load_tokenizer, save
 from niwaki.errors import NiwakiError
 from niwaki.export import export_onnx
-from niwaki.layers.attention import apart, build, side_by_side
+from niwaki.layers.attention import apart, side_by_side
+from niwaki.layers.kinds import build
+from niwaki.layers.nystrom import pseudo_inverse
 from niwaki.surgery import extend_positions, is_plain, narrow_heads, quantize_linear, swap_attention
 from niwaki.task import Task
 from niwaki.techniques.attend import Attend
@@ -32,8 +34,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no-global": {"window": 3, "global_tokens": 0},
     "hedgehog": {"features": "hedgehog"},
     "t2r": {"features": "t2r"},
+    "nystrom": {"landmarks": 4},
 }
-KINDS = [("window" if "window" in settings else "linear", settings) for settings in SETTINGS.values()]
+OWN = {"window": "window", "features": "linear", "landmarks": "nystrom"}
+KINDS: list[tuple[Any, dict[str, Any]]] = [(OWN[next(iter(one))], one) for one in SETTINGS.values()]
 IDS = list(SETTINGS)
 
 
@@ -71,7 +75,7 @@ def by_definition(mechanism: Any, by: str, settings: dict[str, Any], states: Any
     return side_by_side(weights @ value)
 
 
-@pytest.mark.parametrize(("by", "settings"), KINDS, ids=IDS)
+@pytest.mark.parametrize(("by", "settings"), KINDS[:-1], ids=IDS[:-1])
 @pytest.mark.parametrize("tokens", [1, 2, 4, 5, 12, 23])
 def test_it_is_what_its_definition_says(by: str, settings: dict[str, Any], tokens: int) -> None:
     states, mechanism = drawn(3, tokens), trained(by, settings)
@@ -96,6 +100,22 @@ def test_a_row_does_not_know_its_padding_nor_its_neighbours(by: str, settings: d
     assert torch.allclose(among[1, :9], alone[0], atol=1e-5)
 
 
+def test_landmarks_are_the_means_of_segments() -> None:
+    """Of 8 tokens and 2 landmarks, by hand; with a landmark for each token, as near to the softmax as six steps come."""
+    states = drawn(1, 8)
+    query, key, value = (apart(one, HEADS) for one in states)
+    far_query, far_key = (torch.stack([one[:, :, :4].mean(2), one[:, :, 4:].mean(2)], dim=2) for one in (query, key))
+    among = (far_query @ far_key.mT * 0.5).softmax(-1)
+    left, right = (query @ far_key.mT * 0.5).softmax(-1), (far_query @ key.mT * 0.5).softmax(-1)
+    expected = side_by_side(left @ (pseudo_inverse(among) @ (right @ value)))
+    real_BT = torch.ones(1, 8, dtype=torch.bool)
+    assert torch.allclose(build("nystrom", HEADS, SIZE, landmarks=2)(*states, real_BT, 0.5), expected, atol=1e-5)
+    wide = [4 * one for one in states[:2]]  # attention so sharp that its matrix has an inverse
+    exact = side_by_side((apart(wide[0], HEADS) @ apart(wide[0], HEADS).mT).softmax(-1) @ value)
+    answered = build("nystrom", HEADS, SIZE, landmarks=16)(wide[0], wide[0], states[2], real_BT, 1.0)
+    assert torch.allclose(answered, exact, atol=0.05)
+
+
 class Largest(TorchDispatchMode):
     """Note the size of the largest tensor that is made."""
 
@@ -111,7 +131,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize(("by", "settings"), [KINDS[0], KINDS[3]], ids=["window", "linear"])
+@pytest.mark.parametrize(("by", "settings"), [KINDS[0], KINDS[3], KINDS[5]], ids=["window", "linear", "nystrom"])
 def test_no_tensor_grows_with_the_square_of_the_length(
     by: str, settings: dict[str, Any], tiny_model: Callable[..., nn.Module]
 ) -> None:
@@ -131,7 +151,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(
 
 
 @pytest.mark.parametrize(
-    ("family", "by"), [("bert", "window"), ("roberta", "linear"), ("distilbert", "linear"), ("electra", "window")]
+    ("family", "by"), [("bert", "window"), ("roberta", "linear"), ("distilbert", "nystrom"), ("electra", "window")]
 )
 def test_it_saves_narrows_packs_and_exports(family: str, by: Any, batch: Any, tiny_model: Any, tmp_path: Path) -> None:
     """In each family, in a graph that serves inputs shorter and much longer than the one it was traced with."""

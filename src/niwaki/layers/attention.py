@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: The kinds of attention, and the parameters of each.
-SETTINGS: dict[str, tuple[str, ...]] = {"window": ("window", "global_tokens"), "linear": ("features",)}
 #: Name of the implementation, in `config._attn_implementation` of a model whose attention was swapped.
 IMPLEMENTATION = "niwaki"
 
@@ -239,13 +237,6 @@ class FeatureMap(nn.Module):
             index = torch.tensor(heads, device=parameter.device)
             kept = parameter.detach().index_select(0, index)
             setattr(self, name, nn.Parameter(kept, parameter.requires_grad))
-
-
-def build(by: str, heads: int, head_size: int, **settings: Any) -> Mechanism:
-    """Return the attention of a kind, with its parameters in `SETTINGS`."""
-    if by == "window":
-        return WindowAttention(heads, **settings)
-    return LinearAttention(heads, head_size, **settings)
 
 
 def attend(

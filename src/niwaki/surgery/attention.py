@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of, first_position
 from niwaki.errors import NiwakiError
-from niwaki.layers.attention import IMPLEMENTATION, SETTINGS, Mechanism, build, register
+from niwaki.layers.attention import IMPLEMENTATION, Mechanism, register
 from niwaki.layers.empty import EmptyAttention
+from niwaki.layers.kinds import SETTINGS, Kind, build
 from niwaki.surgery.cutting import as_table, layer_at
 from niwaki.surgery.journal import edit
 
@@ -22,10 +23,11 @@ def swap_attention(
     model: nn.Module,
     *,
     layer: int,
-    by: Literal["window", "linear"],
+    by: Kind,
     window: int = 128,
     global_tokens: int = 1,
     features: Literal["hedgehog", "t2r"] = "hedgehog",
+    landmarks: int = 64,
 ) -> None:
     """Let a layer attend in another way than by a softmax over all tokens; its projections stay as they are.
 
@@ -33,10 +35,11 @@ def swap_attention(
         model: any encoder of a known family.
         layer: index of the layer, from 0.
         by: "window" (see `niwaki.layers.attention.WindowAttention`) or "linear" (`LinearAttention`, whose feature maps
-            begin as the identity and are to be learnt).
+            begin as the identity and are to be learnt) or "nystrom" (`niwaki.layers.nystrom.NystromAttention`).
         window: of "window": a token sees those less than this away.
         global_tokens: of "window": how many first tokens see all, and are seen by all.
         features: of "linear": the kind of feature map.
+        landmarks: of "nystrom": how many there are in a text.
     """
     part = layer_at(model, layer)
     if isinstance(part.attention, EmptyAttention):
@@ -45,7 +48,7 @@ def swap_attention(
         raise NiwakiError(f"by is {by!r}, of a {part.family.name}", expected="an encoder")
     if by == "window" and not 0 <= global_tokens <= window:
         raise NiwakiError(f"global_tokens is {global_tokens}", expected=f"0 to {window}, the window")
-    given = {"window": window, "global_tokens": global_tokens, "features": features}
+    given = {"window": window, "global_tokens": global_tokens, "features": features, "landmarks": landmarks}
     settings = {name: given[name] for name in SETTINGS[by]}
     _put_mechanism(model, part, build(by, part.heads, part.head_size, **settings))
 

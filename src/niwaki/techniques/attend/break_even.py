@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from niwaki.layers.attention import attend, build
+from niwaki.layers.attention import attend
+from niwaki.layers.kinds import Kind, build
 
 SHORTEST, LONGEST = 32, 8192
 ENOUGH_SECONDS, MOST_REPEATS = 0.02, 5
@@ -70,7 +71,7 @@ class Times:
 
 
 @functools.lru_cache(maxsize=64)
-def times_of(by: str, heads: int, head_size: int, longest: int, settings: tuple[tuple[str, Any], ...]) -> Times:
+def times_of(by: Kind, heads: int, head_size: int, longest: int, settings: tuple[tuple[str, Any], ...]) -> Times:
     """Time one layer's attention at lengths that double, up to `longest`, at batch 1 in PyTorch."""
     mechanism = build(by, heads, head_size, **dict(settings)).eval()
     lengths = lengths_up_to(longest)

@@ -10,7 +10,8 @@ from torch import nn
 
 from niwaki.anatomy import Layer, anatomy_of, longest_read
 from niwaki.errors import NiwakiError
-from niwaki.layers.attention import SETTINGS, mechanisms_of
+from niwaki.layers.attention import mechanisms_of
+from niwaki.layers.kinds import SETTINGS, Kind
 from niwaki.surgery import extend_positions, swap_attention
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.attend.break_even import LONGEST, Times, times_of
@@ -24,7 +25,8 @@ class Attend(Technique):
     Exact: softmax(Q K^T / sqrt(S)) V, each of T tokens with all T. By "window" a token sees those less than `window`
     away, and the first `global_tokens` see all and are seen by all; inputs of up to `window` tokens are attended to as
     before. By "linear" exp(q k / sqrt(S)) becomes phi(q) phi(k) with learnt features phi, and the sums over tokens are
-    taken once. Projections stay as they are.
+    taken once. By "nystrom" tokens meet through `landmarks`, the means of as many segments of the text: a softmax of
+    low rank. Projections stay as they are.
 
     The features of "linear" begin as the identity. Before anything else they are taught, layer by layer, with the rest
     of the model held still, what the exact attention does on `examples` rows: its maps (cross-entropy) or its outputs
@@ -37,11 +39,12 @@ class Attend(Technique):
     `positions` lets the model read longer inputs: its table of positions is copied behind itself, or stretched.
 
     Args:
-        by: "window" or "linear".
+        by: "window", "linear" or "nystrom".
         keep: indices of layers, from 0, that stay exact.
         window: of "window", at least 1. 64 to 256.
         global_tokens: of "window": first tokens that see all and are seen by all. 1, where the first token is read.
         features: of "linear": "hedgehog", softmax([x W + b, -x W - b]), or "t2r", max(0, x W + b).
+        landmarks: of "nystrom": segments of a text. 32 to 128.
         positions: tokens the model is to read; as many as now when null.
         fill: "copied": shorter inputs are read as before; "interpolated": all positions move, and training must follow.
         match: of "linear": what is taught before training, "maps", "outputs" or "nothing".
@@ -60,9 +63,10 @@ class Attend(Technique):
         attention, and feature maps of heads that go, go with them.
 
     References:
-        Beltagy et al. 2020, Longformer, section 3.1 (window, global tokens) and 5 (positions). Zhang et al. 2024, The
+        Beltagy et al. 2020, Longformer, sections 3.1 (window, global tokens) and 5 (positions). Zhang et al. 2024, The
         Hedgehog and the Porcupine, sections 4.1 and 4.2 (features, maps). Kasai et al. 2021, Finetuning Pretrained
-        Transformers into RNNs, section 2.2 (t2r). Zhang et al. 2025, LoLCATs, section 3.2 (outputs).
+        Transformers into RNNs, section 2.2 (t2r). Xiong et al. 2021, Nystromformer, equations 13 and 14 (nystrom).
+        Zhang et al. 2025, LoLCATs, section 3.2 (outputs).
 
     Example:
         >>> Attend(window=64).by, Attend(by="linear").features
@@ -71,11 +75,12 @@ class Attend(Technique):
 
     grain: ClassVar[Grain] = Grain.NONE
 
-    by: Literal["window", "linear"] = "window"
+    by: Kind = "window"
     keep: tuple[int, ...] = ()
     window: int = Field(128, ge=1)
     global_tokens: int = Field(1, ge=0)
     features: Literal["hedgehog", "t2r"] = "hedgehog"
+    landmarks: int = Field(64, ge=1)
     positions: int | None = Field(None, ge=1)
     fill: Literal["copied", "interpolated"] = "copied"
     match: Literal["maps", "outputs", "nothing"] = "maps"
