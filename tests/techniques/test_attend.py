@@ -101,7 +101,7 @@ def test_a_row_does_not_know_its_padding_nor_its_neighbours(by: str, settings: d
 
 
 def test_landmarks_are_the_means_of_segments() -> None:
-    """Of 8 tokens and 2 landmarks, by hand; with a landmark for each token, as near to the softmax as six steps come."""
+    """Of 8 tokens and 2 landmarks, by hand; with one for each token, as near to the softmax as six steps come."""
     states = drawn(1, 8)
     query, key, value = (apart(one, HEADS) for one in states)
     far_query, far_key = (torch.stack([one[:, :, :4].mean(2), one[:, :, 4:].mean(2)], dim=2) for one in (query, key))
