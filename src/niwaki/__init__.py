@@ -15,6 +15,7 @@ _HOME = {
     "Task": "task",
     "Recipe": "recipe",
     "Train": "train",
+    "Attend": "techniques.attend.technique",
     "Cluster": "techniques.cluster",
     "Distill": "techniques.distill",
     "Drop": "techniques.drop",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from niwaki.technique import Companion as Companion
     from niwaki.technique import Context as Context
     from niwaki.technique import Technique as Technique
+    from niwaki.techniques.attend.technique import Attend as Attend
     from niwaki.techniques.cluster import Cluster as Cluster
     from niwaki.techniques.distill import Distill as Distill
     from niwaki.techniques.drop import Drop as Drop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -318,6 +319,15 @@ def narrow_tokenizer(tokenizer: Any, tokens: Sequence[int]) -> Any:
         )
     again.name_or_path = tokenizer.name_or_path
     return again
+
+
+def reaching(tokenizer: Any, tokens: int) -> Any:
+    """Return the tokenizer that cuts texts at so many tokens, if it cut them shorter; the one given stays as it was."""
+    if tokenizer.model_max_length >= tokens:
+        return tokenizer
+    longer = copy.deepcopy(tokenizer)
+    longer.model_max_length = tokens
+    return longer
 
 
 def weights_hash(model: nn.Module) -> str:

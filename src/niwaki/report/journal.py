@@ -30,6 +30,8 @@ KNOWN = {
     "quantize_linear",
     "quantize_embedding",
     "sparsify_linear",
+    "swap_attention",
+    "extend_positions",
 }
 
 
@@ -68,6 +70,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
         whole = _total(config, VOCABULARY)
         sentences.append(f"{len(words[-1].get('tokens', [])):,}{f' of {whole:,}' if whole else ''} tokens kept")
+    sentences += _attention(journal)
     sentences += _factored(journal)
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
@@ -139,6 +142,23 @@ def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
         left = [len(record.get(part, [])) for record in journal if record.get("edit") == edit]
         sentences += [f"{left[-1]:,}{f' of {total:,}' if total else ''} {noun}"] if left else []
     return sentences
+
+
+def _attention(journal: Sequence[Row]) -> list[str]:
+    """Tell how layers attend, and how far the model reads.
+
+    >>> _attention([{"edit": "extend_positions", "tokens": 4096},
+    ...             *({"edit": "swap_attention", "layer": layer, "by": "window", "window": 128} for layer in (0, 1))])
+    ['positions for 4,096 tokens', '2 layers attend by window of 128']
+    """
+    longer = [record.get("tokens", 0) for record in journal if record.get("edit") == "extend_positions"]
+    swapped = {record.get("layer"): record for record in journal if record.get("edit") == "swap_attention"}
+    words = [f"by {one.get('by')}" + (f" of {one['window']}" if "window" in one else "") for one in swapped.values()]
+    told = [
+        f"{words.count(word)} layer{'s attend' if words.count(word) > 1 else ' attends'} {word}"
+        for word in dict.fromkeys(words)
+    ]
+    return [f"positions for {tokens:,} tokens" for tokens in longer[-1:]] + told
 
 
 def _factored(journal: Sequence[Row]) -> list[str]:

@@ -11,11 +11,13 @@ vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
 scaling.py     scale_inputs
 factoring.py   factor_linear, factor_embedding
+attention.py   swap_attention, extend_positions
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
 cutting.py     what the edits cut with
 """
 
+from niwaki.surgery.attention import extend_positions, swap_attention
 from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
 from niwaki.surgery.factoring import factor_embedding, factor_linear
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
@@ -33,6 +35,7 @@ __all__ = [
     "cluster_linear",
     "edit",
     "entropy_coded",
+    "extend_positions",
     "factor_embedding",
     "factor_linear",
     "fixed_tokens",
@@ -50,6 +53,7 @@ __all__ = [
     "replay",
     "scale_inputs",
     "sparsify_linear",
+    "swap_attention",
     "tie_head",
     "tied_names",
     "vocabulary_of",

@@ -52,6 +52,8 @@ def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
         ("output", rows, 1),
     ):
         narrow_linear(linears[role], index, dim=dim)
+    if (mechanism := getattr(part.attention, "mechanism", None)) is not None and heads:
+        mechanism.keep_heads(heads)
     if part.family.heads:
         setattr(part.attention, part.family.heads, len(heads))
     if part.family.all_head_size:
