@@ -16,6 +16,7 @@ from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
+from niwaki.techniques.share import Share
 from niwaki.techniques.trim import Trim
 from niwaki.testing import check_technique, check_together, make_context
 
@@ -46,6 +47,8 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Quantize(preset="int4", group=16), None, True),
     (Quantize(preset="int4-gptq", group=16, examples=32), None, True),
     (Quantize(preset="int4-awq", bits=3, group=16, examples=32), None, True),
+    (Share(), Share(groups=2), True),
+    (Share(groups="all", start="least-squares", rank=4, examples=32, end=1.0), None, True),
     (Trim(), Trim(keep_tokens=1.0), True),
 ]
 
@@ -99,6 +102,7 @@ PAIRS = [
     for index, one in enumerate(COMPANIONS)
     for two in COMPANIONS[index + 1 :]
     if one.cuts != two.cuts or one.cuts == Grain.NONE  # two that cut the same never stand together
+    if Grain.NONE in (one.cuts, two.cuts) or not (one.ties or two.ties)
 ]
 
 

@@ -20,6 +20,7 @@ _HOME = {
     "Drop": "techniques.drop",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
+    "Share": "techniques.share",
     "Trim": "techniques.trim",
     "Measurement": "measure",
     "Budget": "budget",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from niwaki.techniques.drop import Drop as Drop
     from niwaki.techniques.prune import Prune as Prune
     from niwaki.techniques.quantize import Quantize as Quantize
+    from niwaki.techniques.share import Share as Share
     from niwaki.techniques.trim import Trim as Trim
     from niwaki.train import Train as Train
 

@@ -312,7 +312,9 @@ class Anatomy:
 
 def rows_of(module: nn.Module) -> int:
     """Return the number of rows of a linear's or an embedding's weight: outputs, or words."""
-    weight = module.weight
+    weight = getattr(module, "weight", None)
+    if weight is None:  # a linear of several
+        return int(cast(int, module.out_features))
     assert isinstance(weight, Tensor)
     return int(weight.shape[0])
 

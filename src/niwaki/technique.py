@@ -137,6 +137,8 @@ class Technique(Parameters):
     """Hold a technique's parameters; `apply` changes a model now, `accompany` prepares it for training."""
 
     grain: ClassVar[Grain] = Grain.NONE
+    #: Several layers read one weight after it: what is inside them cannot be cut any more, but packed.
+    ties: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:

@@ -87,7 +87,11 @@ class LeanClassifier(nn.Module):
         model = anatomy.model
         self.embeddings = LeanEmbeddings(anatomy, token_types)
         last = anatomy.num_layers - 1
-        self.layers = nn.ModuleList(LeanLayer(layer, first_token=layer.index == last) for layer in anatomy.layers)
+        apart = shares_with_last(anatomy)
+        self.layers = nn.ModuleList(
+            LeanLayer(layer, first_token=layer.index == last, merges=layer.index not in apart)
+            for layer in anatomy.layers
+        )
         self.head = cast("Callable[[Tensor], Tensor]", _Head(model, anatomy.family.name))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -151,9 +155,15 @@ class LeanEmbeddings(nn.Module):
 
 
 class LeanLayer(nn.Module):
-    """Attend and feed forward, for every token or for the first alone."""
+    """Attend and feed forward, for every token or for the first alone.
 
-    def __init__(self, layer: Layer, first_token: bool) -> None:
+    Args:
+        layer: of the model.
+        first_token: give the state of the first token alone.
+        merges: make one product of query, key and value where possible.
+    """
+
+    def __init__(self, layer: Layer, first_token: bool, merges: bool = True) -> None:
         super().__init__()
         module: Any = layer.module
         self.first_token = first_token
@@ -162,9 +172,9 @@ class LeanLayer(nn.Module):
         shared = [layer.part(role) for role in ("query", "key", "value")]
         self.alike = alike(shared)
         if self.heads and first_token:
-            self.query, self.key_value = Together(shared[:1]), Together(shared[1:])
+            self.query, self.key_value = Together(shared[:1]), Together(shared[1:], merges)
         elif self.heads:
-            self.projections = Together(shared)
+            self.projections = Together(shared, merges)
         self.output, self.attention_norm = layer.part("output"), layer.part("attention_norm")
         self.up, self.down, self.output_norm = layer.part("up"), layer.part("down"), layer.part("output_norm")
         feed_forward = module.ffn if layer.family.name == "distilbert" else module.intermediate
@@ -213,6 +223,26 @@ class _Head(nn.Module):
         if self.before is not None:
             return cast(Tensor, self.classifier(torch.relu(self.before(hidden_BQD[:, 0]))))
         return cast(Tensor, self.classifier(hidden_BQD))
+
+
+def shares_with_last(anatomy: Anatomy) -> set[int]:
+    """Return the last layer and those that share its key's or value's weight, or nothing where none does.
+
+    The last layer's query stands apart from its key and value; so the products of those that share its weights do not
+    become one, or the file would hold these weights twice.
+    """
+    last = anatomy.layers[-1]
+    weights = {id(weight) for role in ("key", "value") if (weight := _weight(last.part(role))) is not None}
+    sharing = {
+        layer.index
+        for layer in anatomy.layers
+        if any(id(_weight(layer.part(role))) in weights for role in ("key", "value"))
+    }
+    return sharing if len(sharing) > 1 else set()
+
+
+def _weight(linear: nn.Module) -> Tensor | None:
+    return cast("Tensor | None", getattr(linear, "weight", None))
 
 
 def attend(

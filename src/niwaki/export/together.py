@@ -14,12 +14,17 @@ from niwaki.layers.linear import QuantizedLinear
 
 
 class Together(nn.Module):
-    """Apply linears that share an input: round it once where all round it alike, and multiply once where possible."""
+    """Apply linears that share an input: round it once where all round it alike, and multiply once where possible.
 
-    def __init__(self, linears: Sequence[nn.Module]) -> None:
+    Args:
+        linears: the linears.
+        merges: multiply once where possible; else each by itself.
+    """
+
+    def __init__(self, linears: Sequence[nn.Module], merges: bool = True) -> None:
         super().__init__()
         self.alike = alike(linears)
-        merged = _merge(linears) if self.alike else None
+        merged = _merge(linears) if self.alike and merges else None
         self.sizes = [len(cast(Tensor, linear.weight)) for linear in linears] if merged is not None else []
         self.linears = nn.ModuleList([merged] if merged is not None else linears)
 

@@ -1,4 +1,4 @@
-"""Keep law 2: coarse to fine inside one `Train`, and nothing cuts what is already packed into bits.
+"""Keep law 2: coarse to fine inside one `Train`, and nothing cuts what is already shared, or packed into bits.
 
 A wrong order is refused with the right one written out, never mended in silence.
 """
@@ -42,6 +42,7 @@ def check(steps: Sequence[Step]) -> None:
                 place=place,
             )
     _check_packed(steps)
+    _check_tied(steps)
 
 
 def _check_together(together: Sequence[Technique], place: str) -> None:
@@ -54,7 +55,23 @@ def _check_together(together: Sequence[Technique], place: str) -> None:
                 fix=f"- {technique.name}",
                 place=f"{place}.together[{index}]",
             )
+    _check_alone(together, place)
     _check_descent([technique for technique in together if technique.cuts != Grain.NONE], together, place)
+
+
+def _check_alone(together: Sequence[Technique], place: str) -> None:
+    """Refuse what cuts or packs weights that are becoming one weight in the same train."""
+    ties = next((technique for technique in together if technique.ties), None)
+    others = [technique for technique in together if technique is not ties and technique.cuts != Grain.NONE]
+    if ties is not None and others:
+        other = others[0]
+        when = "after" if other.cuts == Grain.BIT else "before"
+        raise NiwakiError(
+            f"{other.name} cuts {_word(other.cuts)}s of weights that {ties.name} is making one",
+            expected=f"{ties.name} in one train with what cuts nothing, as distill",
+            fix=f"{other.name} in a step of its own, {when} this train",
+            place=f"{place}.together",
+        )
 
 
 def _check_descent(cutters: Sequence[Technique], together: Sequence[Technique], place: str) -> None:
@@ -99,6 +116,22 @@ def _check_packed(steps: Sequence[Step]) -> None:
             )
         if packed < 0 and _packs(step):
             packed = index
+
+
+def _check_tied(steps: Sequence[Step]) -> None:
+    """Refuse a step that cuts units or weights of layers that a step before it made share their weights."""
+    tied = -1
+    for index, step in enumerate(steps):
+        inside = any(Grain.BIT < part.cuts < Grain.LAYER for part in _parts(step))
+        if tied >= 0 and inside:
+            raise NiwakiError(
+                f"{_label(step)} cuts units or weights, which steps[{tied}] ({_label(steps[tied])}) has made shared",
+                expected="cuts first, then what several layers share, bits last",
+                fix=f"{_label(step)} before {_label(steps[tied])}",
+                place=f"steps[{index}]",
+            )
+        if any(part.ties for part in _parts(step)):
+            tied = index
 
 
 def _right_order(steps: Sequence[Step]) -> str:

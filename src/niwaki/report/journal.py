@@ -27,6 +27,8 @@ KNOWN = {
     "quantize_linear",
     "quantize_embedding",
     "sparsify_linear",
+    "tie_weights",
+    "relax_linear",
 }
 
 
@@ -62,6 +64,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
     sentences += _hidden(journal, _total(config, HIDDEN))
     sentences += _sparse(journal)
+    sentences += _shared(journal)
     if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
         whole = _total(config, VOCABULARY)
         sentences.append(f"{len(words[-1].get('tokens', [])):,}{f' of {whole:,}' if whole else ''} tokens kept")
@@ -119,6 +122,22 @@ def _sparse(journal: Sequence[Row]) -> list[str]:
     layers = f"{len(left)} linear layer{'s' * (len(left) != 1)}"
     where = "smaller in model.safetensors; ONNX, OpenVINO hold the zeros"
     return [f"{layers} stored sparse, {sum(left.values()):,} weights left: {where}"]
+
+
+def _shared(journal: Sequence[Row]) -> list[str]:
+    """Count the weights that several linears share, and the rank of what each adds.
+
+    >>> _shared([{"edit": "tie_weights", "modules": ["a", "b"]}, {"edit": "tie_weights", "modules": ["c", "d", "e"]}])
+    ['5 linear layers share 2 weights: smaller, as many products']
+    """
+    ties = [record.get("modules", []) for record in journal if record.get("edit") == "tie_weights"]
+    if not ties:
+        return []
+    ranks = sorted({record.get("rank", 0) for record in journal if record.get("edit") == "relax_linear"})
+    own = f", each with its own difference of rank {units.listed([str(rank) for rank in ranks])}" if ranks else ""
+    weights = f"{len(ties)} weight{'s' * (len(ties) != 1)}"
+    layers = len({name for tie in ties for name in tie})
+    return [f"{layers} linear layers share {weights}{own}: smaller, as many products"]
 
 
 def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:

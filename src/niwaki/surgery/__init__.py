@@ -11,6 +11,7 @@ vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
+sharing.py     tie_weights, relax_linear
 cutting.py     what the edits cut with
 """
 
@@ -18,6 +19,7 @@ from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
+from niwaki.surgery.sharing import relax_linear, tie_weights, ties_of
 from niwaki.surgery.ties import tie_head, tied_names
 from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons
 from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
@@ -40,10 +42,13 @@ __all__ = [
     "narrow_vocabulary",
     "quantize_embedding",
     "quantize_linear",
+    "relax_linear",
     "replay",
     "sparsify_linear",
     "tie_head",
+    "tie_weights",
     "tied_names",
+    "ties_of",
     "vocabulary_of",
     "word_table",
 ]

@@ -25,6 +25,7 @@ from niwaki.surgery.cutting import (
     put,
 )
 from niwaki.surgery.journal import edit
+from niwaki.surgery.sharing import refuse_tied, tie_again
 from niwaki.surgery.ties import tie_head
 
 
@@ -42,7 +43,9 @@ def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
     """
     part = layer_at(model, layer)
     check_indices(heads, part.heads, f"heads of layer {layer}", least=0)
-    linears = {role: linear_of(part, role) for role in ("query", "key", "value", "output")}
+    roles = ("query", "key", "value", "output")
+    refuse_tied(model, [part.name_of(role) for role in roles])
+    linears = {role: linear_of(part, role) for role in roles}
     rows = _rows_of_units(heads, part.head_size)
     shared_rows = _rows_of_units(_whole_groups(heads, part.group_size, f"heads of layer {layer}"), part.head_size)
     for role, index, dim in (
@@ -71,7 +74,9 @@ def narrow_neurons(model: nn.Module, *, layer: int, neurons: list[int]) -> None:
     part = layer_at(model, layer)
     check_indices(neurons, part.neurons, f"neurons of layer {layer}", least=0)
     index = torch.tensor(neurons, dtype=torch.int64)
-    for role in ("up", "gate") if part.family.gate else ("up",):
+    wide = ("up", "gate") if part.family.gate else ("up",)
+    refuse_tied(model, [part.name_of(role) for role in (*wide, "down")])
+    for role in wide:
         narrow_linear(linear_of(part, role), index, dim=0)
     narrow_linear(linear_of(part, "down"), index, dim=1)
     _note_even_neurons(model)
@@ -110,6 +115,7 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
     if tables and hasattr(model.config, "embedding_size"):
         model.config.embedding_size = len(channels)
     tie_head(model)
+    tie_again(model)
 
 
 def _empty_attention(layer: Layer) -> EmptyAttention:

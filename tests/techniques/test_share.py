@@ -1,0 +1,310 @@
+"""Sharing across layers: the shared weight by hand, one tensor in every file, gradients from every use."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from niwaki.anatomy import anatomy_of
+from niwaki.checkpoint import WEIGHTS, load, save, weights_hash
+from niwaki.errors import NiwakiError
+from niwaki.export import export_onnx, export_openvino
+from niwaki.measure.counting import count_macs_per_token, count_parameters
+from niwaki.recipe import Recipe
+from niwaki.surgery import keep_layers, narrow_heads, narrow_hidden, narrow_neurons, ties_of
+from niwaki.task import Task
+from niwaki.technique import Context
+from niwaki.techniques.cluster import Cluster
+from niwaki.techniques.distill import Distill
+from niwaki.techniques.prune import Prune
+from niwaki.techniques.quantize import Quantize
+from niwaki.techniques.share import Share, weights
+from niwaki.techniques.share.technique import mean_loss
+from niwaki.techniques.share.tightening import Tightening
+from niwaki.testing import fresh, logits, make_context, short_train
+from niwaki.train import Train
+
+Bases = Callable[..., Path]
+#: Weights of the matrices of one tiny layer: 4 of 32 x 32 and 2 of 32 x 64.
+MATRICES = 4 * 32 * 32 + 2 * 32 * 64
+
+
+@pytest.fixture
+def context(saved_base: Bases, toy_task: Task, tmp_path: Path) -> Context:
+    return make_context(saved_base("bert", layers=3), toy_task, tmp_path)
+
+
+def matrices(model: nn.Module, role: str) -> list[Any]:
+    return [layer.part(role) for layer in anatomy_of(model).layers]
+
+
+def reloaded(model: nn.Module, folder: Path, context: Context) -> nn.Module:
+    """Return what a save reads as, bit-equal and with the same ties."""
+    again = load(save(model, folder))
+    assert weights_hash(again) == weights_hash(model)
+    assert torch.equal(logits(again, context), logits(model, context))
+    return again
+
+
+def test_the_shared_weight_by_hand() -> None:
+    one, two = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[5.0, 2.0], [4.0, 3.0]])
+    assert weights.mean([one, two]).tolist() == [[3.0, 1.0], [2.0, 2.0]]
+    # by columns: inputs of the first count 1 and 3, (1 + 3 * 5) / 4 and (0 + 3 * 4) / 4; of the second 1 and 1
+    nearest = weights.least_squares([one, two], [torch.diag(torch.tensor(c)) for c in ([1.0, 1.0], [3.0, 1.0])])
+    torch.testing.assert_close(nearest, torch.tensor([[4.0, 1.0], [3.0, 2.0]]), atol=1e-5, rtol=0)
+    # an input that is never there says nothing: there stands the mean
+    silent = weights.least_squares([one, two], [torch.diag(torch.tensor([1.0, 0.0]))] * 2)
+    torch.testing.assert_close(silent, torch.tensor([[3.0, 1.0], [2.0, 2.0]]), atol=1e-5, rtol=0)
+
+
+def test_least_squares_is_nearer_to_all_outputs_than_any_other_start(context: Context) -> None:
+    def error(start: str) -> float:
+        """Return the squared difference of the first shared linear's outputs from the members' own."""
+        share = Share(groups="all", parts="attention", start=start, examples=32)
+        first = share.sets(fresh(context), context)[0]
+        model, total = fresh(context), 0.0
+        for index, name in enumerate(first.names):
+            seen: list[torch.Tensor] = []
+            linear: Any = model.get_submodule(name)
+            linear.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+            for batch in context.calibration_batches(32):
+                seen.clear()
+                model.eval()(**{key: batch[key] for key in ("input_ids", "attention_mask")})
+                inputs_PD = seen[0][batch["attention_mask"].bool()]
+                total += float((inputs_PD @ (first.weight_OI - linear.weight).T).square().sum())
+            assert index < 3
+        return total
+
+    errors = {start: error(start) for start in ("mean", "best", "least-squares")}
+    assert errors["least-squares"] < 0.99 * min(errors["mean"], errors["best"])
+
+
+def test_best_is_the_layer_that_costs_least_in_the_place_of_the_others(context: Context) -> None:
+    notes: list[dict[str, Any]] = []
+    share = Share(groups="all", start="best", examples=32)
+    model = share.apply(fresh(context), replace(context, log=notes.append))
+    told = next(note["values"] for note in notes if "loss" in note["note"])
+    for member, loss in enumerate(told):
+        other = fresh(context)
+        for role in share.roles(other):
+            for linear in matrices(other, role):
+                linear.weight = nn.Parameter(matrices(fresh(context), role)[member].weight.detach().clone())
+        assert mean_loss(other, context, 32) == pytest.approx(loss, rel=1e-5)
+    assert torch.equal(matrices(model, "up")[0].weight, matrices(context.base, "up")[told.index(min(told))].weight)
+
+
+def test_similar_layers_are_found_wherever_they_are(context: Context) -> None:
+    model = fresh(context)
+    for role in Share().roles(model):
+        first, _, last = matrices(model, role)
+        last.weight = nn.Parameter(first.weight.detach() * 1.01)
+    assert Share(groups=2, by="similar").grouped(model) == [[0, 2]]
+    assert Share(groups=2, by="cyclic").grouped(model) == [[0, 2]]
+    assert Share(groups="sandwich").grouped(model) == []
+    assert Share(groups=2).grouped(model) == [[1, 2]]
+    assert Share(groups=((2, 0),)).grouped(model) == [[0, 2]]
+
+
+def test_one_tensor_in_memory_in_the_file_and_in_the_count(context: Context, tmp_path: Path) -> None:
+    model = Share(groups="all").apply(fresh(context), context)
+    for role in Share().roles(model):
+        linears, own = matrices(model, role), matrices(context.base, role)
+        assert all(linear.weight is linears[0].weight for linear in linears)
+        assert all(torch.equal(linear.bias, other.bias) for linear, other in zip(linears, own, strict=True))
+        torch.testing.assert_close(linears[0].weight, sum(other.weight for other in own) / 3)
+    assert count_parameters(context.base) - count_parameters(model) == 2 * MATRICES
+    batch = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    assert count_macs_per_token(model, batch) == count_macs_per_token(context.base, batch)
+    again = reloaded(model, tmp_path / "shared", context)
+    assert matrices(again, "up")[0].weight is matrices(again, "up")[2].weight
+    sizes = [(save(one, tmp_path / name) / WEIGHTS).stat().st_size for one, name in ((context.base, "a"), (again, "b"))]
+    assert 0 <= sizes[0] - sizes[1] - 4 * 2 * MATRICES < 4096  # and the names that are gone
+    assert '"plain": false' in (tmp_path / "b" / "config.json").read_text()
+    assert matrices(copy.deepcopy(again), "up")[0].weight is not matrices(again, "up")[0].weight
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        None,
+        Quantize(activations="static", examples=32),
+        Quantize(preset="int4-gptq", group=16, examples=32),
+        Cluster(bits=4, entropy=True),
+    ],
+    ids=lambda pack: pack.name if pack else "floats",
+)
+def test_files_hold_each_shared_tensor_once(
+    pack: Any, tiny_model: Any, toy_task: Task, saved_base: Bases, tmp_path: Path
+) -> None:
+    context = make_context(saved_base("bert", layers=3, hidden=64, neurons=128), toy_task, tmp_path)
+    shared, apart = fresh(context), fresh(context)
+    Share(groups="all").apply(shared, context)
+    for one, two in zip(shared.modules(), apart.modules(), strict=True):  # the same numbers, three times
+        if isinstance(one, nn.Linear) and isinstance(two, nn.Linear):
+            two.weight = nn.Parameter(one.weight.detach().clone())
+    for model in (shared, apart):
+        if pack is not None:
+            pack.apply(model, context)
+    for role in Share().roles(shared):
+        linears = matrices(shared, role)
+        stored = [linear.state_dict(keep_vars=True) for linear in linears]
+        key = "codes" if "codes" in stored[0] else "weight"
+        assert all(one[key] is stored[0][key] for one in stored)
+        assert all(one["bias"] is not stored[0]["bias"] for one in stored[1:])
+    again = reloaded(shared, tmp_path / "shared", context)
+    if isinstance(pack, Quantize) and pack.activations == "static":
+        assert len({float(linear.activation_scale) for linear in matrices(again, "up")}) == 3
+    matrix_bytes = 2 * (4 * 64 * 64 + 2 * 64 * 128) * {"quantize": pack.bits / 8 if pack else 4}.get(
+        pack.name if pack else "", 4
+    )
+    rows = context.data.evaluation
+    examples = [{k: v for k, v in rows.batch(range(8)).items() if k != "labels"}]
+    for write, name in ((export_onnx, "model.onnx"), (export_openvino, "model.xml")):
+        sizes = []
+        for model, folder in ((again, tmp_path / "one"), (apart, tmp_path / "three")):
+            folder.mkdir(exist_ok=True)
+            write(model, examples, folder / name)
+            sizes.append(sum(file.stat().st_size for file in folder.iterdir() if name.split(".")[0] in file.name))
+            for file in folder.iterdir():
+                file.unlink()
+        print(pack, name, sizes, matrix_bytes)
+
+
+def test_gradients_come_from_every_use(context: Context) -> None:
+    """At t = 1 the shared weight's gradient is the sum of those that the layers' weights have, each by itself."""
+    apart, tied = fresh(context), fresh(context)
+    companion = Share(groups=((0, 2),)).accompany(tied, context)
+    assert isinstance(companion, Tightening)
+    torch.testing.assert_close(logits(tied, context), logits(context.base, context), atol=1e-5, rtol=0)
+    companion.step(0.25)  # half of the way, cubic: 1 - (1 - 1/2)^3
+    assert companion.left == pytest.approx(0.125) and not companion.ready(0.25)
+    companion.step(0.5)
+    assert companion.left == 0.0 and companion.ready(0.5)
+    for role in Share().roles(apart):
+        first, _, last = matrices(apart, role)
+        first.weight = nn.Parameter((first.weight + last.weight).detach() / 2)
+        last.weight = nn.Parameter(first.weight.detach().clone())
+    batch = next(iter(context.calibration_batches(8)))
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    for model in (apart, tied):
+        context.task.loss(model.eval()(**inputs).logits, batch["labels"]).backward()  # type: ignore[no-untyped-call]
+    for role in Share().roles(apart):
+        first, _, last = matrices(apart, role)
+        shared = matrices(tied, role)[2].shared_weight
+        assert shared is matrices(tied, role)[0].shared_weight
+        torch.testing.assert_close(shared.grad, first.weight.grad + last.weight.grad, atol=1e-5, rtol=1e-4)
+    done = companion.finish(tied)
+    assert matrices(done, "up")[0].weight is matrices(done, "up")[2].weight
+    torch.testing.assert_close(logits(done, context), logits(apart, context), atol=1e-5, rtol=0)
+
+
+def test_a_full_rank_difference_is_the_layer_itself(context: Context, tmp_path: Path) -> None:
+    with pytest.raises(NiwakiError, match="sharing saves"):
+        Share(groups="all", rank=32).apply(fresh(context), context)
+    whole = fresh(context)
+    for one in Share.model_construct(**{**Share(groups="all").model_dump(), "rank": 32}).sets(whole, context):
+        one.put(whole)
+    assert count_parameters(whole) > count_parameters(context.base)
+    torch.testing.assert_close(logits(whole, context), logits(context.base, context), atol=1e-4, rtol=0)
+    apart = {
+        rank: float(
+            (logits(Share(groups="all", rank=rank).apply(fresh(context), context), context) - logits(whole, context))
+            .square()
+            .sum()
+        )
+        for rank in (0, 8)
+    }
+    assert 0 < apart[8] < apart[0]
+    model = reloaded(Share(groups="all", rank=4).apply(fresh(context), context), tmp_path / "relaxed", context)
+    assert matrices(model, "up")[0].shared.weight is matrices(model, "up")[1].shared.weight
+    batch = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    more = count_macs_per_token(model, batch) - count_macs_per_token(context.base, batch)
+    assert more == 3 * 4 * (4 * 64 + 2 * 96)  # of three layers, rank 4 times inputs and outputs
+    packed = reloaded(Quantize().apply(model, context), tmp_path / "packed", context)
+    assert matrices(packed, "up")[0].shared.weight is matrices(packed, "up")[1].shared.weight
+    with pytest.raises(NiwakiError, match="RelaxedLinear"):
+        Share().check(model)
+
+
+def test_an_interrupted_training_ends_the_same(context: Context, tmp_path: Path) -> None:
+    train = Train(
+        together=(Distill(), Share(groups="all", rank=4, end=0.6)),
+        epochs=6 * 16 / 96,
+        batch_size=16,
+        learning_rate=1e-3,
+        checkpoint_seconds=1e-9,
+    )
+    whole = train.run(fresh(context), replace(context, workspace=tmp_path / "whole"))
+
+    def stop(event: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    class Stopped(Distill):
+        name = "distill"
+
+        def accompany(self, model: nn.Module, context: Context) -> Any:
+            companion = super().accompany(model, context)
+            step = companion.step
+
+            def steps(progress: float) -> None:
+                if progress >= 0.5:
+                    raise KeyboardInterrupt
+                step(progress)
+
+            companion.step = steps  # type: ignore[method-assign]
+            return companion
+
+    there = replace(context, workspace=tmp_path / "there")
+    with pytest.raises(KeyboardInterrupt):
+        train.model_copy(update={"together": (Stopped(), train.together[1])}).run(fresh(context), there)
+    assert weights_hash(train.run(fresh(context), there)) == weights_hash(whole)
+
+
+def test_edits_after_it_keep_the_tie_or_are_refused(context: Context, tmp_path: Path) -> None:
+    model = Share(groups="all", parts="feed-forward").apply(fresh(context), context)
+    narrow_heads(model, layer=0, heads=[0, 2])  # attention is every layer's own
+    with pytest.raises(NiwakiError, match="prune before share"):
+        narrow_neurons(model, layer=1, neurons=[0, 1])
+    narrow_hidden(model, channels=list(range(24)))
+    keep_layers(model, layers=[0, 2])
+    up = "bert.encoder.layer.{}.intermediate.dense"
+    assert [up.format(0), up.format(1)] in ties_of(model)
+    again = reloaded(model, tmp_path / "edited", context)
+    assert matrices(again, "up")[0].weight is matrices(again, "up")[1].weight
+    short_train((), context).run(again, context)  # training after it keeps one weight
+    assert matrices(again, "up")[0].weight is matrices(again, "up")[1].weight
+    keep_layers(again, layers=[1])
+    assert ties_of(again) == []
+    narrow_neurons(again, layer=0, neurons=[0, 1])
+
+
+def test_orders_that_cannot_be() -> None:
+    Recipe([Prune(keep_heads=0.5), Train(together=(Distill(), Share())), Quantize()])
+    with pytest.raises(NiwakiError, match=r"prune before share") as refused:
+        Recipe([Share(), Prune(keep_heads=0.5)])
+    assert refused.value.place == "steps[1]"
+    with pytest.raises(NiwakiError, match=r"in a step of its own, before this train"):
+        Recipe([Train(together=(Share(), Prune(keep_neurons=0.5)))])
+    with pytest.raises(NiwakiError, match=r"in a step of its own, after this train"):
+        Recipe([Train(together=(Share(), Cluster()))])
+
+
+def test_groups_that_cannot_be(context: Context) -> None:
+    for groups, message in ((9, "a model that has 3"), (((1, 3),), "a model that has 3")):
+        with pytest.raises(NiwakiError, match=message):
+            Share(groups=groups).check(context.base)
+    with pytest.raises(NiwakiError, match="each layer in one of them"):
+        Share(groups=((0, 1), (1, 2)))
+    model = fresh(context)
+    narrow_neurons(model, layer=1, neurons=[0, 1, 2])
+    with pytest.raises(NiwakiError, match="other shapes"):
+        Share(groups="all").check(model)
+    Share(groups="all", parts="attention").check(model)
+    assert Share(groups=2, by="similar").grouped(model) == [[0, 2]]
