@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from common import runs_folder
 from torch import nn
 
+from niwaki.anatomy import label_names, longest_input
+from niwaki.artifacts import artifact_of
+from niwaki.checkpoint import load, load_tokenizer
+from niwaki.measure import Measurement, Subject, count_macs_per_token, count_parameters, measure_subjects
+from niwaki.runtime import default_threads
+from niwaki.task import Encoded, Task
+
+#: The runtime of each export.
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 INPUTS = ("input_ids", "attention_mask")
+
+
+def beside_peers(
+    base: Path, runs: Mapping[str, Path], task: Task, exports: Sequence[str] = tuple(RUNTIMES), rounds: int = 12
+) -> list[Measurement]:
+    """Measure base, peers and runs, in each runtime, in one session, interleaved; the base in PyTorch is the first."""
+    model, tokenizer = load(base), load_tokenizer(base)
+    data = task.encode(tokenizer, longest_input(model, tokenizer), label_names(model))
+    subjects = [Subject(name="base", runtime="torch", path=base, **counted(base, data.evaluation))]
+    subjects += peer_subjects(base, data.train, runs_folder("peers"), counted(base, data.evaluation))
+    for name, folder in runs.items():
+        for to in exports:
+            path, parity = artifact_of(folder, to, data.evaluation, folder / "artifacts")
+            counts = counted(folder, data.evaluation)
+            subjects.append(Subject(name=name, runtime=RUNTIMES[to], path=path, parity=parity, **counts))
+    return measure_subjects(subjects, data.evaluation, task.metric, threads=default_threads(), rounds=rounds)
+
+
+def counted(folder: Path, rows: Encoded) -> dict[str, Any]:
+    model = load(folder)
+    return {"parameters": count_parameters(model), "macs_per_token": count_macs_per_token(model, rows)}
+
+
+def peer_subjects(base: Path, train: Encoded | None, folder: Path, counts: dict[str, Any]) -> list[Subject]:
+    """Make every form of the base that ONNX Runtime and OpenVINO offer."""
+    assert train is not None
+    model = load(base)
+    rows = np.random.default_rng(0).permutation(len(train))[:300]
+    batch = train.batch(rows[:4])
+    calibration = [{name: train.batch([row])[name].numpy() for name in INPUTS} for row in rows]
+    fp32 = folder / "base-fp32.onnx"
+    dynamic, static = folder / "base-dynamic-int8.onnx", folder / "base-static-int8.onnx"
+    ir, int8_ir = folder / "openvino" / "base.xml", folder / "openvino" / "base-int8.xml"
+    made_once(fp32, lambda: plain_onnx(model, batch, fp32))
+    made_once(dynamic, lambda: onnx_dynamic_int8(fp32, dynamic))
+    made_once(static, lambda: onnx_static_int8(fp32, calibration, static))
+    made_once(ir, lambda: save_openvino(plain_openvino(model, batch), ir))
+    made_once(int8_ir, lambda: save_openvino(openvino_int8(plain_openvino(model, batch), calibration), int8_ir))
+    return [
+        Subject(name="onnxruntime fp32", runtime="onnxruntime", path=fp32, **counts),
+        Subject(name="onnxruntime dynamic int8", runtime="onnxruntime", path=dynamic, **counts),
+        Subject(name="onnxruntime static int8", runtime="onnxruntime", path=static, **counts),
+        Subject(name="openvino own precision", runtime="openvino", path=ir, **counts),
+        Subject(name="openvino int8 (nncf)", runtime="openvino", path=int8_ir, **counts),
+    ]
 
 
 class Logits(nn.Module):

@@ -14,8 +14,10 @@ from niwaki.technique import Grain, Technique
 from niwaki.techniques.cluster import Cluster
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
+from niwaki.techniques.factor import Factor
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
+from niwaki.techniques.replace import Replace
 from niwaki.techniques.share import Share
 from niwaki.techniques.trim import Trim
 from niwaki.testing import check_technique, check_together, make_context
@@ -41,12 +43,21 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Prune(keep_heads=0.5, keep_neurons=0.5, by="second-order", multiple_of=8, examples=32), None, True),
     (Cluster(bits=4), None, True),
     (Cluster(bits=3, group_rows=16, entropy=True), None, True),
+    (Factor(keep=0.5, embedding=8, examples=32), Factor(), True),
+    (Factor(keep=0.6, even=False, by="asvd", examples=32), None, True),
     (Quantize(), None, True),
     (Quantize(activations="static"), None, True),
     (Quantize(activations="none", embeddings=False), None, True),
+    (Quantize(smooth=0.5, examples=32), None, True),
+    (Quantize(allowed_drop=60.0), None, True),
     (Quantize(preset="int4", group=16), None, True),
     (Quantize(preset="int4-gptq", group=16, examples=32), None, True),
     (Quantize(preset="int4-awq", bits=3, group=16, examples=32), None, True),
+    (
+        Replace(keep_layers=1, keep_neurons=0.5, multiple_of=8, coin="example", examples=32),
+        Replace(keep_layers=2),
+        True,
+    ),
     (Share(), Share(groups=2), True),
     (Share(groups="all", start="least-squares", rank=4, examples=32, end=1.0), None, True),
     (Trim(), Trim(keep_tokens=1.0), True),
@@ -70,9 +81,8 @@ def test_technique(
     )
 
 
-# Those that know decoders; of language models nothing is exported yet.
-ENCODERS_ONLY = ("mask-search", "second-order")
-ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name != "trim" and getattr(row[0], "by", "") not in ENCODERS_ONLY]
+# Of language models nothing is exported yet, and a word table that is the head is trimmed otherwise.
+ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name != "trim"]
 
 
 @pytest.mark.parametrize("row", ON_LANGUAGE_MODELS, ids=lambda row: repr(row[0]))

@@ -113,6 +113,7 @@ def test_kept_layers_find_their_own_keys_again(family: str, tiny_model: Models, 
     model = keep_layers(tiny_model(family, layers=4), layers=[0, 2, 3])
     assert len(model.config.layer_types) == 3 if hasattr(model.config, "layer_types") else True
     narrow_heads(model, layer=1, heads=[2, 3])
+    narrow_heads(model, layer=0, heads=[])  # the layer that a decoder asks how many tokens there were
     whole_BTV = logits(model, ids_BT)
     cache = None
     with torch.inference_mode():

@@ -54,6 +54,7 @@ FLOORS: dict[str, int] = {
     "residual": 1,
     "losses": 1,
     "schedules": 1,
+    "moving_average": 1,
     "grid": 1,
     "hessian": 1,
     "sparse": 1,

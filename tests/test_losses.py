@@ -67,3 +67,11 @@ def test_cubic_never_falls(first: float, second: float) -> None:
     low, high = sorted((first, second))
     assert cubic(low, 0.1, 0.7) <= cubic(high, 0.1, 0.7)
     assert cubic(0.05, 0.1, 0.7) == 0.0 and cubic(0.7, 0.1, 0.7) == 1.0
+
+
+def test_relations_are_the_same_in_a_mixed_precision_training() -> None:
+    states = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)) * 10
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = relations(states, mask, 2)
+    assert torch.equal(mixed, relations(states, mask, 2))

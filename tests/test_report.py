@@ -158,7 +158,9 @@ def write_run(folder: Path, rows: list[dict[str, Any]] | None = None, base: str 
         (folder / name).write_text(json.dumps(value), encoding="utf-8")
     begin = {"time": 1000.0, "step": "00-train", "event": "step-begin"}
     end = {"time": 1083.0, "step": "00-train", "event": "step-end"}
-    log = [begin, *train_rows(), end, {"event": "note", "note": "8 texts are cut"}]
+    matrix = {"module": "a.layer.0.query", "rank": 96, "break_even": 192.0, "lost": 0.125}
+    told = [{"event": "note", "note": "8 texts are cut"}, {"event": "factor", "by": "svd", "matrices": [matrix]}]
+    log = [begin, *train_rows(), end, *told]
     (folder / "log.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in log) + '{"event": "tr', encoding="utf-8"
     )
@@ -277,6 +279,8 @@ def test_journal_counts_layers_as_the_base_does():
     trimmed = {"edit": "narrow_vocabulary", "tokens": list(range(1500))}
     build = {"edit": "build", "config": {"vocab_size": 30522}}
     assert plain_words([build, trimmed]) == ["1,500 of 30,522 tokens kept"]
+    pair = {"edit": "factor_embedding", "module": "lm.embed", "rank": 128, "head": "lm_head"}
+    assert plain_words([pair]) == ["1 embedding table and the tied head as a pair of rank 128"]
     assert plain_words([{"edit": "swap_attention", "layer": 1, "kind": "linear"}]) == [
         "swap attention: layer 1, kind linear"
     ]
@@ -463,9 +467,10 @@ def test_card(tmp_path: Path):
     assert "| small | ONNX Runtime | 15.0 MB | 6.0× | 1.00 ms | 8.0× | 12× |" in text
     assert "1. train with distill (temperature 4) and drop (keep layers 0, 2, 4) together: epochs 3" in text
     assert "- layers 0, 2, 4 kept, of 6" in text
+    assert "- layer 0, query: rank 96 (pays below 192), 12.5% lost" in text
     assert "$ niwaki compress owner/minilm --task text-classification --data reviews/" in text
     assert "3.4% of its predictions differ" in text
-    assert re.search(r"- distill: Hinton.*2015", text)
+    assert re.search(r"- distill: Hinton.*2015", text) and re.search(r"- quantize: Jacob.*2018", text)
     assert "\n\n\n" not in text
     given = card(folder, credits={"drop": ["A paper."], "unused": ["Another."]}).read_text(encoding="utf-8")
     assert given.split("## Credits")[1].strip().splitlines()[-1] == "- drop: A paper." and "Hinton" not in given

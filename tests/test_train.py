@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,12 +57,14 @@ class Killed(Exception):
     """Stand for a process that dies."""
 
 
-@pytest.mark.parametrize("step", [1, 7, 11])
+@pytest.mark.parametrize(("step", "average"), [(1, 0.0), (7, 0.9), (11, 0.9)])
 def test_an_interrupted_training_ends_with_the_same_weights(
-    step: int, saved_base: Bases, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, average: float, saved_base: Bases, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = (Distill(hidden=1.0), Prune(keep_neurons=0.5, multiple_of=8))
-    train = Train(together=together, epochs=2, batch_size=16, learning_rate=1e-3, checkpoint_seconds=1e-9)
+    train = Train(
+        together=together, epochs=2, batch_size=16, learning_rate=1e-3, checkpoint_seconds=1e-9, average=average
+    )
     context = make_context(saved_base("bert", layers=3), toy_task, tmp_path)
     whole = weights_hash(train.run(fresh(context), _at(context, tmp_path / "whole")))
 
@@ -83,10 +86,23 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     assert weights_hash(resumed) == whole
 
 
-def test_best_keeps_the_best_epoch(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+def test_the_average_of_the_weights_is_the_result(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    """Four steps: the one update counts 9 parts of 11 (decay 2 / 11 in the beginning), what was before the rest."""
+    context = make_context(saved_base("bert"), toy_task, tmp_path)
+    steps = Train(epochs=4 * 8 / len(context.train), batch_size=8, learning_rate=1e-3)
+    name, before = next(iter(context.base.named_parameters()))
+    last = steps.run(fresh(context), _at(context, tmp_path / "last")).get_parameter(name)
+    averaged = steps.model_copy(update={"average": 0.999})
+    result = averaged.run(fresh(context), _at(context, tmp_path / "averaged")).get_parameter(name)
+    assert (last - before).abs().max() > 1e-4
+    torch.testing.assert_close(result, before * 2 / 11 + last * 9 / 11)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_best_keeps_the_best_epoch(average: float, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
     context = replace(make_context(saved_base("bert"), toy_task, tmp_path), log=events.append)
-    model = Train(epochs=6, batch_size=8, learning_rate=1e-2, best=True).run(fresh(context), context)
+    model = Train(epochs=6, batch_size=8, learning_rate=1e-2, best=True, average=average).run(fresh(context), context)
     _, selection = context.data.selection(context.seed)
     judged = [event["selection"] for event in events if event["event"] == "evaluate"]
     assert len(judged) == 6

@@ -1,14 +1,15 @@
 """Pruning in sentiment analysis: every granularity and method on the fine-tuned MiniLM and SST-2, by the clock.
 
     make bench CASE=pruning-sentiment                       everything; many hours on two cores
-    python benchmarks/pruning-sentiment/run.py post trim    these stages alone
+    python benchmarks/pruning-sentiment/run.py post trim    these stages alone, with their dates and conditions
 
-Each stage keeps its figures and records beside its runs; `result.json` holds those of all stages that are done. Runs
-resume, so an interrupted stage goes on where it stopped.
+`result.json` holds what each stage found when it was run last. Runs resume, so an interrupted stage goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from common import FINE_TUNING, fine_tuned, models_folder, records_of, runs_folder, sentiment, stories, write_result
+from common import FINE_TUNING, fine_tuned, models_folder, records_of, run_stages, runs_folder, sentiment, stories
 
 from niwaki.artifacts import export
 from niwaki.checkpoint import WEIGHTS, load
@@ -42,24 +43,17 @@ ONE_SHOT = ("random", "magnitude", "first-order", "mask-search", "second-order")
 DISTILL = Distill(temperature=2, logits=1, hidden=1)
 NEAREST = Distill(temperature=2, logits=1, hidden=1, hidden_layers="nearest")
 
-Stage = Callable[[Path, Task], tuple[dict[str, Any], list[Any]]]
+OfModel = Callable[[Path, Task], tuple[dict[str, Any], list[Any]]]
 
 
 def main(names: list[str]) -> None:
-    folder = runs_folder(CASE)
-    for name in names or list(STAGES):
-        task = stories() if name == "stories" else sentiment()
-        base = models_folder() / "stories260k" if name == "stories" else fine_tuned(task)
-        figures, records = STAGES[name](base, task)
-        (folder / f"{name}.json").write_text(json.dumps({"figures": figures, "records": records}), encoding="utf-8")
-    done = {
-        name: json.loads((folder / f"{name}.json").read_text("utf-8"))
-        for name in STAGES
-        if (folder / f"{name}.json").is_file()
-    }
-    figures = {name: value for stage in done.values() for name, value in stage["figures"].items()}
-    records = [{"stage": name, **record} for name, stage in done.items() for record in stage["records"]]
-    write_result(CASE, figures, records, {"seeds": list(SEEDS), "fine_tuning": FINE_TUNING})
+    stages = {name: functools.partial(carried_out, name) for name in STAGES}
+    run_stages(CASE, stages, names, {"seeds": list(SEEDS), "fine_tuning": FINE_TUNING})
+
+
+def carried_out(name: str) -> tuple[dict[str, Any], list[Any]]:
+    task = stories() if name == "stories" else sentiment()
+    return STAGES[name](models_folder() / "stories260k" if name == "stories" else fine_tuned(task), task)
 
 
 def post(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
@@ -106,33 +100,29 @@ def retrained(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     return {}, records_of(measured(base, runs, task))
 
 
-def learnt(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
-    """Hard-concrete gates with distillation: 60% and 90% of the layers' parameters gone, three seeds."""
-    figures: dict[str, Any] = {}
-    records: list[Any] = []
-    for gone, keep, epochs in ((60, 0.4, 4), (90, 0.1, 6)):
-        prune = Prune(by="hard-concrete", keep={"parameters": keep}, end=0.6)
-        step = Train(epochs=epochs, learning_rate=1.5e-4, batch_size=64, together=(NEAREST, prune))
-        rows, runs = seeded(base, task, f"learnt-{gone}", step)
-        figures[f"learnt_{gone}_drop"] = float(np.mean([drop(rows[one.name]) for one in runs]))
-        records += records_of(rows)
-        if gone == 90:
-            figures["learnt_90_speedup"] = float(np.mean([speedup(base, one) for one in runs]))
-    return figures, records
+def learnt(gone: int, epochs: float, after: float, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Hard-concrete gates with distillation, then the cut model with its teacher alone, faster; three seeds."""
+    prune = Prune(by="hard-concrete", keep={"parameters": 1 - gone / 100}, end=0.7)
+    steps = [
+        Train(epochs=epochs, learning_rate=1.5e-4, batch_size=64, together=(NEAREST, prune)),
+        Train(epochs=after, learning_rate=1.5e-4, batch_size=64, together=(NEAREST,), average=0.998),
+    ]
+    rows, runs = seeded(base, task, f"learnt-{gone}", steps)
+    figures = {f"learnt_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs]))}
+    if gone == 90:
+        figures["learnt_90_speedup"] = float(np.mean([speedup(base, one) for one in runs]))
+    return figures, records_of(rows)
 
 
-def sparse(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
-    """Half and nine tenths of the layers' weights gone in training with distillation, three seeds."""
-    figures: dict[str, Any] = {}
-    records: list[Any] = []
-    for gone, keep, by, epochs in ((50, 0.5, "magnitude", 2), (90, 0.1, "movement", 6)):
-        prune = Prune(by=by, keep_weights=keep, end=0.6)
-        step = Train(epochs=epochs, learning_rate=1e-4, batch_size=64, together=(DISTILL, prune))
-        rows, runs = seeded(base, task, f"sparse-{gone}", step)
-        figures[f"sparse_{gone}_drop"] = float(np.mean([drop(rows[one.name]) for one in runs]))
-        figures[f"sparse_{gone}_bytes_ratio"] = float(np.mean([matrices_ratio(one) for one in runs]))
-        records += records_of(rows)
-    return figures, records
+def sparse(gone: int, by: str, epochs: float, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+    """Weights of the layers gone in training with distillation, three seeds."""
+    prune = Prune(by=by, keep_weights=1 - gone / 100, end=0.6)
+    step = Train(epochs=epochs, learning_rate=1e-4, batch_size=64, together=(DISTILL, prune))
+    rows, runs = seeded(base, task, f"sparse-{gone}", [step])
+    return {
+        f"sparse_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs])),
+        f"sparse_{gone}_bytes_ratio": float(np.mean([matrices_ratio(one) for one in runs])),
+    }, records_of(rows)
 
 
 def trim(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
@@ -155,15 +145,17 @@ def of_stories(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     }, records_of(rows)
 
 
-STAGES: dict[str, Stage] = {
+STAGES: dict[str, OfModel] = {
     "trim": trim,
     "stories": of_stories,
     "post": post,
     "family": family,
     "curves": curves,
     "retrained": retrained,
-    "sparse": sparse,
-    "learnt": learnt,
+    "sparse-50": functools.partial(sparse, 50, "magnitude", 2),
+    "sparse-90": functools.partial(sparse, 90, "movement", 4),
+    "learnt-60": functools.partial(learnt, 60, 2, 2),
+    "learnt-90": functools.partial(learnt, 90, 3, 5),
 }
 
 
@@ -175,9 +167,9 @@ def run(base: Path, task: Task, name: str, steps: list[Any], seed: int = 0) -> R
     return compress(base, Recipe(steps), task, runs_folder(CASE) / name, seed=seed, measure=False, progress=False)
 
 
-def seeded(base: Path, task: Task, name: str, step: Train) -> tuple[dict[str, Measurement], list[Run]]:
-    """Carry out a training with each seed and measure all of them."""
-    runs = [run(base, task, f"{name}-{seed}", [step], seed) for seed in SEEDS]
+def seeded(base: Path, task: Task, name: str, steps: list[Any]) -> tuple[dict[str, Measurement], list[Run]]:
+    """Carry out trainings with each seed and measure all of them."""
+    runs = [run(base, task, f"{name}-{seed}", steps, seed) for seed in SEEDS]
     return measured(base, runs, task), runs
 
 

@@ -4,7 +4,7 @@
 
 The commands a user would type are the same:
 
-    niwaki finetune MINILM --data sst2 --out base --epochs 3 --seed 1
+    niwaki finetune MINILM --data sst2 --out base --epochs 1.5 --learning-rate 1e-4 --schedule constant --average 0.9975
     niwaki compress base --data sst2 --recipe encoder-cpu --out small
     niwaki compare base small --data sst2
 """
@@ -18,17 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-import peers
 from common import FINE_TUNING, data_folder, fine_tuned, runs_folder, shown, write_result
+from peers import beside_peers
 
-from niwaki.anatomy import label_names, longest_input
-from niwaki.artifacts import artifact_of
-from niwaki.checkpoint import load, load_tokenizer
-from niwaki.measure import Measurement, Subject, count_macs_per_token, count_parameters, measure_subjects
+from niwaki.measure import Measurement
 from niwaki.run import compress
-from niwaki.runtime import default_threads
-from niwaki.task import Encoded, Task
+from niwaki.task import Task
 
 CASE = "sst2-minilm"
 EXPORTS = ("onnx", "openvino")
@@ -41,7 +36,7 @@ def main() -> None:
     task = Task("text-classification", data=str(data_folder() / "sst2"))
     base = fine_tuned(task)
     small = compress(base, "encoder-cpu", task, folder / "small", export=EXPORTS).folder
-    rows = measured(base, small, task, folder / "peers")
+    rows = beside_peers(base, {"small": small}, task)
     figures, records = summarize(rows, minutes(small))
     conditions = {
         "recipe": (small / "recipe.yaml").read_text(),
@@ -49,52 +44,6 @@ def main() -> None:
         "fine_tuning": FINE_TUNING,
     }
     write_result(CASE, figures, records, conditions)
-
-
-def measured(base: Path, small: Path, task: Task, folder: Path) -> list[Measurement]:
-    """Measure base, run and peers in one session, interleaved."""
-    model, tokenizer = load(base), load_tokenizer(base)
-    data = task.encode(tokenizer, longest_input(model, tokenizer), label_names(model))
-    subjects = [Subject(name="base", runtime="torch", path=base, **counted(base, data.evaluation))]
-    subjects += peer_subjects(base, data.train, folder, counted(base, data.evaluation))
-    for to, runtime in (("onnx", "onnxruntime"), ("openvino", "openvino")):
-        path, parity = artifact_of(small, to, data.evaluation, small / "artifacts")
-        subjects.append(
-            Subject(name="small", runtime=runtime, path=path, parity=parity, **counted(small, data.evaluation))
-        )
-    return measure_subjects(subjects, data.evaluation, task.metric, threads=default_threads(), rounds=12)
-
-
-def counted(folder: Path, rows: Encoded) -> dict[str, Any]:
-    model = load(folder)
-    return {"parameters": count_parameters(model), "macs_per_token": count_macs_per_token(model, rows)}
-
-
-def peer_subjects(base: Path, train: Encoded | None, folder: Path, counts: dict[str, Any]) -> list[Subject]:
-    """Make every form of the base that ONNX Runtime and OpenVINO offer."""
-    assert train is not None
-    model = load(base)
-    rows = np.random.default_rng(0).permutation(len(train))[:300]
-    batch = train.batch(rows[:4])
-    calibration = [{name: train.batch([row])[name].numpy() for name in peers.INPUTS} for row in rows]
-    fp32 = folder / "base-fp32.onnx"
-    dynamic, static = folder / "base-dynamic-int8.onnx", folder / "base-static-int8.onnx"
-    ir, int8_ir = folder / "openvino" / "base.xml", folder / "openvino" / "base-int8.xml"
-    peers.made_once(fp32, lambda: peers.plain_onnx(model, batch, fp32))
-    peers.made_once(dynamic, lambda: peers.onnx_dynamic_int8(fp32, dynamic))
-    peers.made_once(static, lambda: peers.onnx_static_int8(fp32, calibration, static))
-    peers.made_once(ir, lambda: peers.save_openvino(peers.plain_openvino(model, batch), ir))
-    peers.made_once(
-        int8_ir,
-        lambda: peers.save_openvino(peers.openvino_int8(peers.plain_openvino(model, batch), calibration), int8_ir),
-    )
-    return [
-        Subject(name="onnxruntime fp32", runtime="onnxruntime", path=fp32, **counts),
-        Subject(name="onnxruntime dynamic int8", runtime="onnxruntime", path=dynamic, **counts),
-        Subject(name="onnxruntime static int8", runtime="onnxruntime", path=static, **counts),
-        Subject(name="openvino own precision", runtime="openvino", path=ir, **counts),
-        Subject(name="openvino int8 (nncf)", runtime="openvino", path=int8_ir, **counts),
-    ]
 
 
 def minutes(small: Path) -> float:

@@ -18,8 +18,10 @@ _HOME = {
     "Cluster": "techniques.cluster",
     "Distill": "techniques.distill",
     "Drop": "techniques.drop",
+    "Factor": "techniques.factor",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
+    "Replace": "techniques.replace",
     "Share": "techniques.share",
     "Trim": "techniques.trim",
     "Measurement": "measure",
@@ -96,8 +98,10 @@ if TYPE_CHECKING:
     from niwaki.techniques.cluster import Cluster as Cluster
     from niwaki.techniques.distill import Distill as Distill
     from niwaki.techniques.drop import Drop as Drop
+    from niwaki.techniques.factor import Factor as Factor
     from niwaki.techniques.prune import Prune as Prune
     from niwaki.techniques.quantize import Quantize as Quantize
+    from niwaki.techniques.replace import Replace as Replace
     from niwaki.techniques.share import Share as Share
     from niwaki.techniques.trim import Trim as Trim
     from niwaki.train import Train as Train

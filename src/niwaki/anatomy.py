@@ -40,7 +40,9 @@ class Family:
         language_head: the linear from hidden state to vocabulary, below the task model, of a family that writes text.
         first_token: whether the classification head reads the first token's hidden state alone.
         config_layers, config_neurons: names of the counts in the config.
-        config_heads, config_key_value_heads: the same of heads, where layers of fewer heads can be built from it.
+        config_heads: the same of heads.
+        config_key_value_heads: the same of key and value heads, of a family whose config states the size of a head too
+            (under the name `head_size`); in the others it is the hidden width divided by the number of heads.
     """
 
     name: str
@@ -70,7 +72,7 @@ class Family:
     first_token: bool = True
     config_layers: str = "num_hidden_layers"
     config_neurons: str = "intermediate_size"
-    config_heads: str = ""
+    config_heads: str = "num_attention_heads"
     config_key_value_heads: str = ""
 
 
@@ -100,7 +102,6 @@ def _llama(name: str) -> Family:
         head="score",
         language_head="lm_head",
         first_token=False,
-        config_heads="num_attention_heads",
         config_key_value_heads="num_key_value_heads",
     )
 
@@ -135,6 +136,7 @@ FAMILIES: dict[str, Family] = {
             pooler="pre_classifier",
             config_layers="n_layers",
             config_neurons="hidden_dim",
+            config_heads="n_heads",
         ),
         _llama("llama"),
         _llama("mistral"),
@@ -280,13 +282,17 @@ class Anatomy:
     def tied_names(self) -> tuple[str, str] | None:
         """Return the dotted names of head and word table, where the config ties them and both are stored alike."""
         head, table = self.language_head, self.word_embeddings
+        names = (self.family.language_head, self.prefix + self.family.word_embeddings)
         if head is None or not getattr(self.model.config, "tie_word_embeddings", False):
             return None
+        if hasattr(head, "outer") and hasattr(table, "inner"):  # of two factors each, those with a row a word
+            head, table = head.get_submodule("outer"), table.get_submodule("inner")
+            names = (f"{names[0]}.outer", f"{names[1]}.inner")
         # what a module stores first is its matrix, in floats, integers or codes
         first = [next(iter(part.state_dict(keep_vars=True).items()), ("", None)) for part in (head, table)]
         stored = [(name, tensor.shape, tensor.dtype) for name, tensor in first if tensor is not None]
         alike = len(stored) == 2 and stored[0] == stored[1]
-        return (self.family.language_head, self.prefix + self.family.word_embeddings) if alike else None
+        return names if alike else None
 
     @property
     def vocabulary_head(self) -> nn.Module | None:
@@ -296,25 +302,28 @@ class Anatomy:
         return head
 
     def embedding_names(self) -> Iterator[str]:
-        """Yield the dotted name of every embedding table."""
+        """Yield the dotted name of every embedding table; what is inside one (of two factors) is none."""
         start = self.prefix + self.family.embeddings
-        for name, module in self.embeddings.named_modules():
-            if hasattr(module, "num_embeddings"):
+        modules = dict(self.embeddings.named_modules())
+        for name, module in modules.items():
+            inside = bool(name) and hasattr(modules[name.rpartition(".")[0]], "num_embeddings")
+            if hasattr(module, "num_embeddings") and not inside:
                 yield f"{start}.{name}" if name else start
 
     def linear_names(self) -> Iterator[str]:
-        """Yield the dotted name of every linear inside the layers, from input to output."""
+        """Yield the dotted name of every linear inside the layers, of a pair both, from input to output."""
         for layer in self.layers:
             for role in ("query", "key", "value", "output", "gate", "up", "down"):
                 if getattr(layer.family, role):
-                    yield layer.name_of(role)
+                    halves = (".inner", ".outer") if hasattr(layer.part(role), "outer") else ("",)
+                    yield from (f"{layer.name_of(role)}{half}" for half in halves)
 
 
 def rows_of(module: nn.Module) -> int:
     """Return the number of rows of a linear's or an embedding's weight: outputs, or words."""
-    weight = getattr(module, "weight", None)
-    if weight is None:  # a linear of several
-        return int(cast(int, module.out_features))
+    if isinstance(outputs := getattr(module, "out_features", None), int):
+        return outputs  # of a linear of several the weight is a product, or there is none
+    weight = module.weight
     assert isinstance(weight, Tensor)
     return int(weight.shape[0])
 

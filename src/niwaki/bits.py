@@ -68,6 +68,9 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
             f"{packed.shape[-1]} bytes a row for {count} values of {bits} bits",
             expected=f"{packed_size(count, bits)} bytes",
         )
+    if BLOCK % bits == 0:  # no value lies in two bytes, so bytes need not become words
+        lanes = [(packed >> shift).bitwise_and_(2**bits - 1) for shift in range(0, BLOCK, bits)]
+        return (torch.stack(lanes, dim=-1).flatten(-2) if bits < BLOCK else lanes[0])[..., :count].contiguous()
     blocks = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bits)).unflatten(-1, (-1, bits))
     words = torch.nn.functional.pad(blocks, (0, BLOCK - bits)).view(torch.int64)[..., 0]
     lanes = [(words >> (lane * bits)).to(torch.uint8).bitwise_and_(2**bits - 1) for lane in range(BLOCK)]

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -107,8 +109,50 @@ def watched(modules: dict[str, nn.Module], see: Callable[[str, Tensor, Tensor], 
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Hold how large the inputs of a module are.
+
+    Attributes:
+        tokens: how many the module saw, padding apart: texts, where it reads one token of each.
+        largest_I: max |x| of each input over them.
+    """
+
+    tokens: int
+    largest_I: Tensor
+
+
+def input_sizes(model: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, Sizes]:
+    """Return how many tokens each module saw, and how large each of its inputs was; padding is not counted.
+
+    Args:
+        model: in any mode; it is run in eval mode without gradients.
+        names: dotted names of linears; their input is (B, T, I) or (B, I).
+        batches: padded batches with an attention mask.
+    """
+    mask: list[Tensor] = []
+    linears = {name: model.get_submodule(name) for name in names}
+    widths = {name: cast(Tensor, linear.weight).shape[1] for name, linear in linears.items()}
+    seen = {name: Sizes(0, torch.zeros(width)) for name, width in widths.items()}
+
+    def see(name: str, states: Tensor, output: Tensor) -> None:
+        real_PI = _real(states, mask[0]).flatten(0, -2).float()
+        largest_I = torch.maximum(seen[name].largest_I, real_PI.abs().amax(dim=0).cpu())
+        seen[name] = Sizes(seen[name].tokens + len(real_PI), largest_I)
+
+    with watched(linears, see):
+        for batch in _evaluated(model, batches, mask):
+            model(**batch)
+    # made in inference mode, where nothing can be changed afterwards: copies can
+    return {name: Sizes(sizes.tokens, sizes.largest_I.clone()) for name, sizes in seen.items()}
+
+
 def input_ranges(
-    model: nn.Module, names: Sequence[str], batches: Batches, keep: float = 1.0
+    model: nn.Module,
+    names: Sequence[str],
+    batches: Batches,
+    keep: float = 1.0,
+    factors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Return (low, high) of each module's input over all tokens that are not padding.
 
@@ -119,11 +163,14 @@ def input_ranges(
         keep: share of the values of a batch that the range must hold, in (0.5, 1]; 1 is the plain minimum and maximum,
             below 1 both tails are cut evenly. The range over batches is the mean of theirs when `keep` is below 1, else
             the widest.
+        factors: what the inputs of some of the modules will be multiplied by, (I,).
     """
+    factors = factors or {}
     mask: list[Tensor] = []
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
 
     def see(name: str, states: Tensor, output: Tensor) -> None:
+        states = states * factors[name] if name in factors else states
         values = _real(states, mask[0]).float().flatten()
         if keep < 1.0:
             tail = max(1, round(values.numel() * (1.0 - keep) / 2))
@@ -183,6 +230,47 @@ def input_products(
     # made in inference mode, where nothing can be changed afterwards: copies can
     copies = {name: product.clone() for name, product in sums.items()}
     return {name: copies[reader[name]] for name in names}
+
+
+def cross_products(model: nn.Module, whole: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:
+    """Return Z^T X (I, I) of each linear's inputs over all tokens that are not padding: Z in `whole`, X in `model`.
+
+    With X^T X of `input_products` it is what least squares needs to give, from the inputs that a changed model has, the
+    outputs that the whole one had.
+
+    Args:
+        model: in any mode; it is run in eval mode without gradients.
+        whole: the model as it was, with linears of the same names and widths.
+        names: dotted names of linears whose input is (B, T, I) or (B, I).
+        batches: padded batches with an attention mask.
+
+    Returns:
+        By name, in 64 bits.
+    """
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        here, there = (_read_by(one, names, batch) for one in (model, whole))
+        for name in names:
+            product = (there[name].T @ here[name]).double()
+            sums[name] = sums[name] + product if name in sums else product
+    return sums
+
+
+def _read_by(model: nn.Module, names: Sequence[str], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what each linear reads of one batch, (P, I), padding left out."""
+    read: dict[str, Tensor] = {}
+    mask: list[Tensor] = []
+
+    def see(name: str, states: Tensor, output: Tensor) -> None:
+        read[name] = _real(states, mask[0]).flatten(0, -2).float().clone()
+        if len(read) == len(names):
+            raise _Enough
+
+    with watched({name: model.get_submodule(name) for name in names}, see):
+        for inputs in _evaluated(model, [batch], mask):
+            with contextlib.suppress(_Enough):
+                model(**inputs)
+    return read
 
 
 class _Enough(Exception):

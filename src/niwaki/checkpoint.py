@@ -23,6 +23,9 @@ from niwaki.vocabulary import ids_of, narrowed
 WEIGHTS = "model.safetensors"
 JOURNAL = "journal.jsonl"
 
+#: Bytes, of the addresses at which PyTorch puts tensors on a CPU.
+ALIGNMENT = 64
+
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
@@ -96,13 +99,21 @@ def stored(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file as the model has them."""
+    """Return the tensors of a safetensors file as the model has them.
+
+    They lie where PyTorch would have put them: matrix kernels sum in another order where memory is not aligned, and a
+    model read again would differ in the last bit.
+    """
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: _aligned(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
         metadata = opened.metadata()
     return entropy.unpack(sparse.unpack(tensors, metadata, str(file)), metadata, str(file))
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:

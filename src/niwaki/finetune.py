@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from niwaki.errors import NiwakiError
 from niwaki.recipe import Recipe
@@ -21,6 +22,8 @@ def finetune(
     batch_size: int = 64,
     seed: int = 0,
     best: bool = False,
+    schedule: Literal["linear", "constant"] = "linear",
+    average: float = 0.0,
     threads: int | None = None,
     progress: bool = True,
 ) -> Run:
@@ -37,12 +40,16 @@ def finetune(
         batch_size: rows in one optimizer step.
         seed: of everything random, the new head too.
         best: keep the weights of the best epoch on selection rows.
+        schedule: the rate falls in a line to 0 (linear), or stays (constant, which wants an `average`).
+        average: decay of a moving average of the weights, which is then the result; 0 keeps the last. 0.99 to 0.999.
         threads: of PyTorch.
         progress: draw progress bars.
     """
     if Path(model).resolve() == Path(out).resolve():
         raise NiwakiError(f"--out is the model's own folder {out}", expected="another folder")
-    step = Train(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, best=best)
+    step = Train(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, best=best, schedule=schedule, average=average
+    )
     return carry_out_into(
         Path(out), str(model), Recipe([step]), task, seed=seed, threads=threads, progress=progress, new_head=True
     )

@@ -41,7 +41,8 @@ def relations(states_BTD: Tensor, mask_BT: Tensor, relation_heads: int) -> Tenso
     """
     batch, tokens, width = states_BTD.shape
     split_BRTS = states_BTD.float().view(batch, tokens, relation_heads, width // relation_heads).transpose(1, 2)
-    scores_BRTT = split_BRTS @ split_BRTS.transpose(-1, -2) / (width // relation_heads) ** 0.5
+    with torch.autocast(states_BTD.device.type, enabled=False):  # in bf16 a large score is off by more than a nat
+        scores_BRTT = split_BRTS @ split_BRTS.transpose(-1, -2) / (width // relation_heads) ** 0.5
     scores_BRTT = scores_BRTT.masked_fill(~mask_BT[:, None, None, :].bool(), torch.finfo(torch.float32).min)
     log_shares_BRTT: Tensor = scores_BRTT.log_softmax(dim=-1)
     return log_shares_BRTT

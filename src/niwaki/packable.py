@@ -31,9 +31,11 @@ def packable(model: nn.Module, *, embeddings: bool, skip: Sequence[str], techniq
     tied = anatomy_of(model).tied_names
     with_table = tied is not None and embeddings and not any(_skipped(name, skip) for name in tied)
     head = None if with_table else anatomy_of(model).head
-    full = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight.numel()}
-    linears = [n for n, m in full.items() if m is not head and not _skipped(n, skip)]
-    tables = [n for n, m in modules.items() if isinstance(m, nn.Embedding) and not _skipped(n, skip)]
+    spared = set(head.modules()) if head is not None else set()  # of a pair, both
+    # one that holds a pair of factors is about to make room for it
+    whole = {n: m for n, m in modules.items() if m not in spared and not list(m.children()) and not _skipped(n, skip)}
+    linears = [n for n, m in whole.items() if isinstance(m, nn.Linear) and m.weight.numel()]
+    tables = [n for n, m in whole.items() if isinstance(m, nn.Embedding)]
     if not linears and not tables:
         raise NiwakiError(f"{technique} found nothing to pack", expected="a model with linears that are not packed yet")
     return linears, tables if embeddings else []

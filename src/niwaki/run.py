@@ -28,7 +28,8 @@ from niwaki.report import card
 from niwaki.runtime import default_threads
 from niwaki.task import Dataset, Task
 from niwaki.teacher import cache_folder
-from niwaki.technique import Context
+from niwaki.technique import Context, Grain
+from niwaki.train import Train
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def compress(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     export = usual_exports(task) if export is None else export
     require_exportable(task, [*export, *(RUNTIMES[runtime] for runtime in runtimes or () if RUNTIMES.get(runtime))])
+    formats = {*export, *(RUNTIMES.get(runtime, "") for runtime in (runtimes or usual_runtimes(task)) if measure)}
     folder = Path(out)
     family = recipe.family()
     members = {folder / name: member for name, member in family.items()} or {folder: recipe}
@@ -131,6 +133,7 @@ def compress(
             task,
             seed=seed,
             export=export,
+            formats=formats,
             threads=threads,
             progress=progress,
             new_head=False,
@@ -147,6 +150,20 @@ def compress(
     for run in runs if measure else ():
         card(run.folder)
     return Run(folder)
+
+
+def _check(recipe: Recipe, model: nn.Module, formats: Collection[str]) -> None:
+    """Refuse what cannot be done to the base, and what cannot be written, as far as that is known before.
+
+    Behind a step that cuts units the widths are no longer those of the base: what fits into a file is seen then.
+    """
+    widths_known = True
+    for step in recipe.steps:
+        step.check(model)
+        for part in step.together if isinstance(step, Train) else (step,):
+            if widths_known:
+                part.check_export(model, formats)
+            widths_known &= part.cuts != Grain.UNIT
 
 
 def _is_measured(run: Run, runtimes: Sequence[str], threads: int) -> bool:
@@ -183,11 +200,13 @@ def carry_out_into(
     progress: bool,
     new_head: bool,
     export: Sequence[str] = (),
+    formats: Collection[str] = (),
     beside: Sequence[Path] = (),
 ) -> Run:
     """Read base and data, check the recipe against them, carry it out, save the result and write the artifacts.
 
-    Steps that a run `beside` this one has done the same way are taken from there.
+    Steps that a run `beside` this one has done the same way are taken from there. `formats` are all those the result is
+    to be written in, then or later.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -198,8 +217,7 @@ def carry_out_into(
     tokenizer = load_tokenizer(source)
     anatomy_of(model)
     task.check(model)
-    for step in recipe.steps:
-        step.check(model)
+    _check(recipe, model, formats)
     data = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model))
     _refuse_other_content(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def warmup_linear(progress: float, warmup: float) -> float:
     """Rise from 0 to 1 over the first `warmup` share, then fall in a line to 0.
@@ -12,6 +14,15 @@ def warmup_linear(progress: float, warmup: float) -> float:
     if progress < warmup:
         return progress / warmup
     return max(0.0, (1.0 - progress) / (1.0 - warmup)) if warmup < 1.0 else 1.0
+
+
+def warmup_constant(progress: float, warmup: float) -> float:
+    """Rise from 0 to 1 over the first `warmup` share, and stay there.
+
+    >>> [warmup_constant(p, 0.5) for p in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    return min(1.0, progress / warmup) if warmup else 1.0
 
 
 def cubic(progress: float, begin: float, end: float) -> float:
@@ -44,3 +55,12 @@ def ramp(progress: float, begin: float, end: float) -> float:
     [0.0, 0.0, 0.5, 1.0, 1.0]
     """
     return min(1.0, max(0.0, (progress - begin) / (end - begin)))
+
+
+def cosine(progress: float, begin: float, end: float) -> float:
+    """Rise from 0 at `begin` to 1 at `end`, slow at both: (1 - cos(pi s)) / 2.
+
+    >>> [round(cosine(p, 0.0, 0.5), 3) for p in (0.0, 0.125, 0.25, 0.5, 1.0)]
+    [0.0, 0.146, 0.5, 1.0, 1.0]
+    """
+    return (1.0 - math.cos(math.pi * ramp(progress, begin, end))) / 2.0

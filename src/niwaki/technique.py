@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -91,14 +91,17 @@ class Context:
         """Return rows of `data` with the ids that the base has for the same tokens: what a teacher reads."""
         return rows if self.base_ids is None else rows.renumbered(self.base_ids)
 
-    def calibration_batches(self, count: int, batch_size: int = 32) -> Iterator[dict[str, Tensor]]:
-        """Yield padded batches of `count` seeded training rows, on the CPU."""
+    def calibration_batches(
+        self, count: int, batch_size: int = 32, length: int | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield padded batches of `count` seeded training rows, on the CPU; of long ones the first `length` tokens."""
         rows = self.train
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[:count].numpy()
         # Rows of like length share a batch, so that little of it is padding.
         chosen = chosen[rows.lengths[chosen].argsort(kind="stable")]
         for start in range(0, len(chosen), batch_size):
-            yield rows.batch(chosen[start : start + batch_size])
+            batch = rows.batch(chosen[start : start + batch_size])
+            yield {name: value[:, :length] if value.dim() == 2 else value for name, value in batch.items()}
 
 
 class Companion(nn.Module):
@@ -168,6 +171,9 @@ class Technique(Parameters):
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
+
+    def check_export(self, model: nn.Module, formats: Collection[str]) -> None:
+        """Refuse, before any work begins, what these formats ("onnx", "openvino") cannot hold."""
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Change the model now and return it."""

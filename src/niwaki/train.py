@@ -23,13 +23,17 @@ from torch import Tensor, nn
 from niwaki.calibrate import predict
 from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, write_tensors, written_aside
 from niwaki.errors import NiwakiError
+from niwaki.moving_average import MovingAverage
 from niwaki.parameters import Parameters
 from niwaki.runtime import OUTCOMES
-from niwaki.schedules import warmup_linear
+from niwaki.schedules import warmup_constant, warmup_linear
 from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
-from niwaki.technique import Companion, Context, Technique
+from niwaki.technique import Companion, Context, Grain, Technique
 
 LOG_EVERY = 25
+
+#: How the learning rate goes, from progress and warm-up to a factor.
+SCHEDULES = {"linear": warmup_linear, "constant": warmup_constant}
 
 
 class Train(Parameters):
@@ -43,16 +47,20 @@ class Train(Parameters):
         epochs: passes over the training rows; a fraction is allowed. 3 to 10 for distillation.
         learning_rate: highest rate of AdamW. 2e-5 to 2e-4.
         batch_size: rows in one optimizer step, over all processes. 16 to 128.
-        warmup: share of the steps in which the rate rises, in [0, 1). It then falls in a line to 0.
+        warmup: share of the steps in which the rate rises, in [0, 1).
+        schedule: after that the rate falls in a line to 0 (linear) or stays (constant, which wants an `average`).
         weight_decay: of the matrices; norms and biases have none.
         gradient_clip: greatest norm of the gradient; 0 is no clipping.
         best: keep the weights of the best epoch on the selection rows instead of the last. The rows come from the
             validation split where there is a test split, else they are held out of the training rows.
+        average: decay of a moving average of the weights, a step; the average is the result, and what `best` judges. 0
+            keeps the last weights. 0.99 to 0.999, with 1 / (1 - average) well below the number of steps.
         precision: "auto" takes bf16 where the CPU or GPU has it in hardware.
         checkpoint_seconds: time between two checkpoints.
 
     References:
         Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, algorithm 2.
+        Tarvainen and Valpola 2017, Mean Teachers Are Better Role Models, section 2 (average).
 
     Example:
         >>> Train(epochs=2).batch_size
@@ -66,9 +74,11 @@ class Train(Parameters):
     learning_rate: float = Field(5e-5, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=65536)
     warmup: float = Field(0.06, ge=0, lt=1)
+    schedule: Literal["linear", "constant"] = "linear"
     weight_decay: float = Field(0.01, ge=0, le=1)
     gradient_clip: float = Field(1.0, ge=0)
     best: bool = False
+    average: float = Field(0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_seconds: float = Field(60.0, gt=0)
 
@@ -84,7 +94,10 @@ class Train(Parameters):
         if self.best:
             rows, selection = context.data.selection(context.seed)
             context = replace(context, data=replace(context.data, train=rows))
-        companions = [technique.accompany(model, context) for technique in self.together]
+        # who cuts nothing watches what trains: it attaches when those that cut have put up what they put up
+        places = sorted(range(len(self.together)), key=lambda place: self.together[place].cuts == Grain.NONE)
+        attached = {place: self.together[place].accompany(model, context) for place in places}
+        companions = [attached[place] for place in range(len(places))]
         _fit(self, model, companions, context.train, selection, context)
         for companion in companions:
             model = companion.finish(model)
@@ -181,7 +194,7 @@ def _fit(
             if ends_epoch and selection is not None:
                 fit.judge(selection, epoch)
             fit.checkpoint_when_due()
-    fit.take_best()
+    fit.take_result()
     fit.accelerator.free_memory()
 
 
@@ -251,6 +264,11 @@ class _Fit:
         self.joint, self.optimizer = accelerator.prepare(joint, optimizer)
         self.place = Place()
         accelerator.register_for_checkpointing(self.place)
+        self.average: MovingAverage | None = None
+        if train.average:
+            learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self.average = MovingAverage(learnt, train.average)
+            accelerator.register_for_checkpointing(self.average)
         self.per_epoch = math.ceil(len(rows) / train.batch_size)
         self.steps = max(1, round(train.epochs * self.per_epoch))
         self.folder = context.workspace / "checkpoint"
@@ -279,7 +297,8 @@ class _Fit:
         """Do one optimizer step and return the parts of the loss where they are logged, else nothing."""
         for companion in self.companions:
             companion.step(self.progress)
-        factor = warmup_linear(self.progress, self.train.warmup) if self.place.step else 1.0 / max(1, self.steps)
+        rise_and_fall = SCHEDULES[self.train.schedule]
+        factor = rise_and_fall(self.progress, self.train.warmup) if self.place.step else 1.0 / max(1, self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         batch = {name: value.to(self.accelerator.device) for name, value in self.rows.batch(indices).items()}
@@ -292,6 +311,8 @@ class _Fit:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.place.step += 1
+        if self.average is not None:
+            self.average.update(self.place.step)
         self.seen += len(indices)
         return self._log(float(total.detach()), parts, factor) if self._logs() else {}
 
@@ -319,17 +340,22 @@ class _Fit:
     def judge(self, selection: Encoded, epoch: int) -> None:
         """Score the model on the selection rows; keep its weights when they are the best so far."""
         metric = self.context.task.metric
-        quality = score(metric, predict(self.model, selection, keep=OUTCOMES[outcome_of(metric)]), selection.labels)
+        with self.average.in_place() if self.average is not None else contextlib.nullcontext():
+            quality = score(metric, predict(self.model, selection, keep=OUTCOMES[outcome_of(metric)]), selection.labels)
+            ready = all(companion.ready(self.progress) for companion in self.companions)
+            rank = quality if higher_is_better(metric) else -quality
+            best = ready and rank >= self.place.best and self.accelerator.is_main_process
+            if best:
+                write_tensors(self.best_file, tensors_of(self.model))
         self.context.log({"event": "evaluate", "epoch": epoch + 1, "rows": len(selection), "selection": quality})
-        ready = all(companion.ready(self.progress) for companion in self.companions)
-        rank = quality if higher_is_better(metric) else -quality
-        if ready and rank >= self.place.best and self.accelerator.is_main_process:
+        if best:
             self.place.best = rank
-            write_tensors(self.best_file, tensors_of(self.model))
             self.checkpoint()  # place and best weights belong together
 
-    def take_best(self) -> None:
-        """Put the best weights back, where they were kept."""
+    def take_result(self) -> None:
+        """Put the best weights in place where they were kept, else the average where there is one."""
+        if self.average is not None:
+            self.average.take()
         if self.train.best and self.best_file.is_file():
             from safetensors.torch import load_file
 

@@ -22,12 +22,13 @@ from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.prune import Prune, latency
 from niwaki.techniques.prune.mask_search import rearranged
+from niwaki.techniques.prune.plan import by_cost
 from niwaki.techniques.prune.readout import Moments
 from niwaki.techniques.prune.rebuild import rebuild
 from niwaki.techniques.prune.removal import inverse_hessian, removal_order, without
 from niwaki.techniques.prune.sensitivity import gate_fisher, output_fisher
 from niwaki.techniques.prune.sizes import best_sizes
-from niwaki.testing import fresh, logits, make_context
+from niwaki.testing import check_technique, fresh, logits, make_context
 
 Bases = Callable[..., Path]
 BY = ("mask-search", "second-order")
@@ -149,6 +150,39 @@ def test_readout_of_survivors_gives_back_what_is_a_combination_of_them() -> None
     torch.testing.assert_close(x[:, :6] @ new_weight.T + new_bias, wanted, atol=1e-3, rtol=1e-3)
 
 
+def test_readout_without_a_bias_is_least_squares_without_one() -> None:
+    x, weight = problem(inputs=4, outputs=2, rows=30)
+    x, linear = x.float() + 2.0, nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+    moments = Moments(4, 2, bias=False)
+    moments.see(x, linear(x).detach())
+    kept, none = torch.tensor([0, 2]), torch.tensor([], dtype=torch.int64)
+    new_weight, bias = moments.readout(linear, kept, ridge=1e-12)
+    assert bias is None
+    best = torch.linalg.lstsq(x[:, kept], linear(x).detach()).solution
+    torch.testing.assert_close(new_weight, best.T, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(moments.hessian, (x.T @ x).double(), atol=1e-3, rtol=1e-5)
+    assert moments.readout(linear, none, ridge=1e-4)[0].shape == (2, 0)
+
+
+def test_one_head_stays_and_even_layers_are_alike() -> None:
+    """Sizes by hand: 0, 1 or 2 heads cost 0, 3 and 4; 0 or 8 neurons cost 0 and 2. The whole is 12."""
+    costs = {"heads": [{0: 0.0, 1: 3.0, 2: 4.0}] * 2, "neurons": [{0: 0.0, 8: 2.0}] * 2}
+    neurons = [[float(gone) for gone in range(9)], [2.0 * gone for gone in range(9)]]
+    errors = {"heads": [[0.0, 0.0, 0.0], [0.0, 0.0, 0.5]], "neurons": neurons}
+    # heads of layer 1 matter once none is left, and those of layer 0 never
+    assert by_cost("macs", 0.6, False, costs, errors) == {"heads": [0, 1], "neurons": [8, 8]}
+    errors["heads"][1][2] = 0.0
+    kept = by_cost("macs", 0.26, False, costs, errors)
+    assert sorted(kept["heads"]) == [0, 1] and kept["neurons"] == [0, 0]
+    with pytest.raises(NiwakiError, match="one attention head"):
+        by_cost("macs", 0.24, False, costs, errors)
+    assert by_cost("macs", 0.9, True, costs, errors) == {"heads": [1, 1], "neurons": [8, 8]}
+    with pytest.raises(NiwakiError, match="at least 0.833: a head and the fewest neurons in each layer"):
+        by_cost("macs", 0.8, True, costs, errors)
+
+
 def test_readout_stays_where_tokens_tell_nothing_and_never_explodes() -> None:
     linear = nn.Linear(3, 2)
     silent = Moments(3, 2)
@@ -203,6 +237,45 @@ def test_units_that_can_be_replaced_go_without_loss(
     assert difference < (0.05 if by == "second-order" else 2.0) * float(before.std())
 
 
+@pytest.mark.parametrize("decoder", ["llama", "qwen2"])
+def test_neurons_of_a_gated_feed_forward_that_can_be_replaced_go_without_loss(
+    decoder: str, saved_base: Bases, toy_data: Bases, tmp_path: Path
+) -> None:
+    """The same with norms first and without biases; the readouts of whole groups of heads are fitted beside them."""
+    context = make_context(saved_base(decoder), Task("language-modelling", data=str(toy_data())), tmp_path)
+    model = fresh(context)
+    with torch.no_grad():
+        for layer in anatomy_of(model).layers:
+            for role in ("up", "gate"):
+                weight = layer.part(role).weight
+                weight[32:] = weight[:32].clone()  # type: ignore[index,operator]
+    before = logits(model, context)
+    chosen = Prune(by="second-order", keep_neurons=0.5, even=True, multiple_of=8, examples=96)
+    model = chosen.apply(model, context)
+    assert [layer.neurons for layer in anatomy_of(model).layers] == [32, 32]
+    assert float((logits(model, context) - before).abs().max()) < 0.05 * float(before.std())
+
+
+@pytest.mark.parametrize("base", ["bert", "llama"])
+@pytest.mark.parametrize("by", BY)
+def test_a_whole_attention_and_a_whole_feed_forward_go(
+    by: str, base: str, saved_base: Bases, toy_task: Task, toy_data: Bases, tmp_path: Path
+) -> None:
+    """The attention of layer 0 and the feed-forward of layer 1 add one number: they go, and the outputs stay."""
+    task = toy_task if base == "bert" else Task("language-modelling", data=str(toy_data()))
+    context = make_context(saved_base(base), task, tmp_path)
+    model = fresh(context)
+    first, second = anatomy_of(model).layers
+    with torch.no_grad():
+        first.reader("heads").weight.zero_()
+        second.reader("neurons").weight.zero_()
+    before = logits(model, context)
+    model = Prune(by=by, keep={"macs": 0.6}, multiple_of=8, examples=64).apply(model, context)
+    first, second = anatomy_of(model).layers
+    assert (first.heads, second.neurons) == (0, 0) and second.heads and first.neurons
+    assert float((logits(model, context) - before).abs().max()) < 0.02 * float(before.std())
+
+
 def test_later_layers_make_up_for_what_earlier_ones_lost(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
     """Half of the neurons of layer 0 go; the readouts fitted anew lose less than the cut alone."""
     context = make_context(saved_base("bert"), toy_task, tmp_path)
@@ -244,13 +317,44 @@ def test_latency_plan_follows_the_table(
     """Neurons cost nothing by this table, heads a second each: heads go, neurons stay."""
     events: list[dict[str, Any]] = []
     context = replace(make_context(saved_base("bert"), toy_task, tmp_path), log=events.append)
-    table = {"heads": {1: 1.0, 4: 4.0}, "neurons": {16: 0.0, 64: 0.0}}
+    table = {"heads": {0: 0.0, 4: 4.0}, "neurons": {0: 0.0, 64: 0.0}}
     monkeypatch.setattr(latency, "timed", lambda *arguments: table)
     prune = Prune(by="second-order", keep={"latency": 0.5, "runtime": runtime}, multiple_of=16, examples=48)
     layers = anatomy_of(prune.apply(fresh(context), context)).layers
     assert [layer.neurons for layer in layers] == [64, 64] and sum(layer.heads for layer in layers) == 4
-    (sizes,) = [event for event in events if event["event"] == "sizes"]
-    assert sizes["neurons"] == [64, 64]
+    (sizes,) = [event for event in events if "heads_kept" in event]
+    assert sum(sizes["heads"]) == 4 and sizes["heads_kept"] == 0.5 and "neurons" not in sizes
+
+
+def seconds(model: nn.Module, context: Context, sizes: dict[str, list[list[int]]], *conditions: Any) -> latency.Table:
+    """Tell how long a block takes without a clock: what any block takes, and as much again for each eighth of it."""
+    most = {kind: max(map(max, blocks)) for kind, blocks in sizes.items()}
+    return {kind: {size: bool(size) * (1.0 + 8.0 * size / most[kind]) for size in sizes[kind][0]} for kind in most}
+
+
+def test_the_contract_holds_for_latency(
+    saved_base: Bases, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "timed", seconds)
+    prune = Prune(by="second-order", keep={"latency": 0.5}, multiple_of=8, examples=32)
+    check_technique(prune, base=saved_base("bert"), task=toy_task, folder=tmp_path)
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_family_keeps_to_each_of_its_latencies(
+    by: str, saved_base: Bases, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One calibration, and by the table each model takes its share of the time and hardly less."""
+    monkeypatch.setattr(latency, "timed", seconds)
+    context = make_context(saved_base("bert", layers=3), toy_task, tmp_path)
+    family = Prune(by=by, keep={"latency": [0.75, 0.4]}, multiple_of=8, examples=32).family()
+    assert list(family) == ["latency-0.75", "latency-0.4"]
+    for share, member in zip((0.75, 0.4), family.values(), strict=True):
+        layers = anatomy_of(member.apply(fresh(context), context)).layers
+        units = [8 * layer.heads / 4 for layer in layers] + [8 * layer.neurons / 64 for layer in layers]
+        taken = sum(1.0 + eighths for eighths in units if eighths) / (6 * 9.0)
+        assert share - 3 / 54 <= taken <= share
+    assert len(list((context.cache / "prune").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.slow
@@ -260,7 +364,7 @@ def test_latency_table_is_measured_once(
 ) -> None:
     monkeypatch.setattr(latency, "COPIES", 1)  # exports of one layer, not of three
     context = make_context(saved_base("bert"), toy_task, tmp_path)
-    sizes = {"heads": [[1, 4]] * 2, "neurons": [[16, 64]] * 2}
+    sizes = {"heads": [[0, 4]] * 2, "neurons": [[0, 16, 64]] * 2}
     before = torch.random.get_rng_state()
     costs = latency.latency_costs(context.base, context, sizes, 8, "onnxruntime", bits)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -296,15 +400,20 @@ def test_one_calibration_serves_every_size(saved_base: Bases, toy_task: Task, tm
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"keep_heads": 0.1}, "at least 2 of them"),
-        ({"keep_neurons": 0.1, "multiple_of": 16}, "at least 32 of them"),
-        ({"keep_neurons": 0.99, "multiple_of": 64}, "at least 128 of them"),
-        ({"keep": {"macs": 0.01}, "multiple_of": 16}, "drop whole layers"),
+        ({"keep_heads": 0.05}, "at least 1 of them"),
+        ({"keep_neurons": 0.1, "multiple_of": 16}, "at least 16 of them"),
+        ({"keep_neurons": 0.99, "multiple_of": 64, "even": True}, "nothing to remove"),
+        ({"keep_neurons": 0.999}, "removes nothing"),
+        ({"keep": {"macs": 0.01}, "multiple_of": 16}, "one attention head"),
     ],
 )
 def test_impossible_requests_are_refused_before_any_work(
-    parameters: dict[str, Any], words: str, saved_base: Bases, toy_task: Task, tmp_path: Path
+    parameters: dict[str, Any], words: str, tiny_model: Callable[..., nn.Module]
 ) -> None:
-    context = make_context(saved_base("bert"), toy_task, tmp_path)
     with pytest.raises(NiwakiError, match=words):
-        Prune(by="mask-search", **parameters).check(context.base)
+        Prune(by="mask-search", **parameters).check(tiny_model("bert"))
+
+
+def test_latency_of_a_language_model_is_refused(tiny_model: Callable[..., nn.Module]) -> None:
+    with pytest.raises(NiwakiError, match=r"not exported\n.*keep: \{macs: 0.5\}"):
+        Prune(by="second-order", keep={"latency": 0.5}).check(tiny_model("llama"))

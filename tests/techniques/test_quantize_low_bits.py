@@ -193,10 +193,10 @@ def test_single_modules_may_differ(context: Context) -> None:
 def test_the_solver_sees_what_the_layers_before_have_become(context: Context) -> None:
     """The second layer's inputs are those behind the first layer, rounded."""
     seen: list[torch.Tensor] = []
-    quantize = Quantize(bits=2, by="gptq", embeddings=False, examples=16)
+    quantize = Quantize(bits=2, by="gptq", embeddings=False, examples=32)
     original = fresh(context)
     name = anatomy_of(original).layers[1].name_of("query")
-    before = input_products(original, [name], context.calibration_batches(16))[name]
+    before = input_products(original, [name], context.calibration_batches(32))[name]
     from niwaki.techniques.quantize import technique
 
     def spy(weight_OI: torch.Tensor, products_II: torch.Tensor, grid: Grid) -> Rounded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,15 @@ from niwaki.cli import options
 from niwaki.cli.app import MISSED, be_quiet, listed, only_json, print_json, tell_misses, verb
 
 Best = Annotated[bool, typer.Option("--best", help="Keep the best epoch on held-out rows, not the last.")]
+Average = Annotated[
+    float,
+    typer.Option("--average", help="Decay of a moving average of the weights, kept as the result; 0.99 to 0.999."),
+]
+
+Schedule = Annotated[
+    Literal["linear", "constant"],
+    typer.Option("--schedule", help="The rate falls in a line to 0 (linear), or stays (constant, with --average)."),
+]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", help="A YAML file, or a shipped recipe by name (niwaki explain lists them)."),
@@ -44,6 +53,8 @@ def finetune(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Highest; 2e-5 to 2e-4.")] = 8e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a step, 16 to 128.")] = 64,
     best: Best = False,
+    schedule: Schedule = "linear",
+    average: Average = 0.0,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -71,6 +82,8 @@ def finetune(
         learning_rate=learning_rate,
         batch_size=batch_size,
         best=best,
+        schedule=schedule,
+        average=average,
         threads=threads,
         seed=seed,
         progress=not quiet,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from niwaki.bits import pack_bits
 from niwaki.errors import NiwakiError
+from niwaki.grid import Grid
 from niwaki.layers.packed import Packed, PackedLinear
 
 #: Bits of the packed integers that ONNX Runtime multiplies and looks up.
@@ -60,7 +61,7 @@ class InBlocks(nn.Module):
         super().__init__()
         grid, width = packed.grid, packed.width
         self.is_product = isinstance(packed, PackedLinear)
-        self.width, self.block = width, block_of(width, grid.columns(width), name)
+        self.width, self.block = width, require_onnx(grid, width, name)
         self.bits = min(bits for bits in ONNX_BITS if bits >= grid.bits)
         repeats = grid.columns(width) // self.block
         self.rows = len(packed.scale)
@@ -74,12 +75,6 @@ class InBlocks(nn.Module):
         zero_OG = zero_OG.expand_as(packed.scale).repeat_interleave(repeats, dim=1)
         if grid.zero != "float":
             zero_OG = pack_bits(zero_OG.to(torch.uint8), self.bits)
-        elif self.bits == 8:
-            raise NiwakiError(
-                f"{name} has {grid.bits} bits and zero points between integers, which ONNX Runtime cannot multiply",
-                expected="4 bits or less, or whole zero points",
-                fix="by: mean-square",
-            )
         self.register_buffer("zero", zero_OG.contiguous() if self.is_product else None)
         self.register_buffer("bias", getattr(packed, "bias", None))
         self.register_buffer("input_scale", getattr(packed, "input_scale", None))
@@ -102,6 +97,23 @@ class InBlocks(nn.Module):
 def _call(name: str, tensors: list[Tensor | None], settings: Any, shape: tuple[int, ...]) -> Tensor:
     full_name = f"com.microsoft::{name}"
     return torch.onnx.ops.symbolic(full_name, tensors, settings, dtype=torch.float32, shape=shape, version=1)
+
+
+def require_onnx(grid: Grid, width: int, name: str) -> int:
+    """Refuse a matrix that ONNX Runtime has no operator for, and return the inputs of a block of it.
+
+    Args:
+        grid: of the matrix, which is packed.
+        width: its inputs.
+        name: of the module, for the message.
+    """
+    if grid.zero == "float" and grid.bits > 4:
+        raise NiwakiError(
+            f"{name} has {grid.bits} bits and zero points between integers, which ONNX Runtime cannot multiply",
+            expected="4 bits or less, or whole zero points",
+            fix="by: mean-square",
+        )
+    return block_of(width, grid.columns(width), name)
 
 
 def block_of(width: int, columns: int, name: str) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from niwaki.anatomy import anatomy_of
 from niwaki.layers.gates import Masks
 from niwaki.residual import residual_of
 
@@ -76,3 +77,21 @@ class ChannelGates(Masks):
     def __init__(self, model: nn.Module, by: str = "first-order", memory: float = 0.0) -> None:
         super().__init__(model, [residual_of(model).width], by, memory)
         self._handles += stand_channels(model, lambda module: self.value(0), lambda hidden: self.see(0, hidden))
+
+
+class PooledGates(Masks):
+    """Multiply what the pooling linear puts out by a mask, before the head; the whole width is one group.
+
+    Args:
+        model: a classifier with a pooling linear.
+        by, memory: as of `ChannelGates`.
+    """
+
+    def __init__(self, model: nn.Module, by: str = "first-order", memory: float = 0.0) -> None:
+        head = cast(nn.Linear, anatomy_of(model).head)
+        super().__init__(model, [head.in_features], by, memory)
+        self._handles.append(head.register_forward_pre_hook(self._multiply))
+
+    def _multiply(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self.see(0, inputs[0])
+        return (inputs[0] * self.value(0).to(inputs[0].dtype), *inputs[1:])

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -177,7 +178,7 @@ def choose(importances: list[Tensor], keep: float, even: bool, multiple_of: int 
     [[0, 1], [0]]
     """
     if even:
-        counts = [round(keep * len(values)) for values in importances]
+        counts = [even_level([len(values) for values in importances], keep)] * len(importances)
     else:
         wanted = round(keep * sum(len(values) for values in importances))
         everything = torch.cat(importances)
@@ -188,6 +189,22 @@ def choose(importances: list[Tensor], keep: float, even: bool, multiple_of: int 
         _top(values, _rounded(count, len(values), multiple_of))
         for values, count in zip(importances, counts, strict=True)
     ]
+
+
+def even_level(totals: Sequence[int], keep: float) -> int:
+    """Return the number of units in each layer that keeps this share of all of them; smaller layers keep theirs.
+
+    >>> even_level([8, 8], keep=0.5), even_level([8, 2], keep=0.8)
+    (4, 6)
+    """
+    levels = np.arange(max(totals, default=0) + 1)
+    kept = np.minimum.outer(levels, np.array(totals, dtype=np.int64)).sum(axis=1)
+    return int(np.abs(kept - keep * sum(totals)).argmin())
+
+
+def even_counts(totals: Sequence[int], keep: float, multiple_of: int = 1) -> list[int]:
+    """Return how many units stay in each layer where all are to keep the same number."""
+    return [_rounded(even_level(totals, keep), total, multiple_of) for total in totals]
 
 
 def _rounded(count: int, total: int, multiple_of: int) -> int:

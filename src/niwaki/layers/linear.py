@@ -52,6 +52,7 @@ class QuantizedLinear(nn.Module):
         bias: float32, (O,), or none.
         activations: "dynamic", "static" or "none".
         activation_scale, activation_zero_point: float32 and uint8 scalars; none unless static.
+        input_scale: float32, (I,), what inputs are multiplied by before they are rounded, or none.
 
     References:
         Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -63,6 +64,7 @@ class QuantizedLinear(nn.Module):
     bias: Tensor | None
     activation_scale: Tensor | None
     activation_zero_point: Tensor | None
+    input_scale: Tensor | None
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class QuantizedLinear(nn.Module):
         activations: Activations = "dynamic",
         activation_scale: float | None = None,
         activation_zero_point: int | None = None,
+        input_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
         _check_activations(activations, activation_scale, activation_zero_point)
@@ -90,6 +93,7 @@ class QuantizedLinear(nn.Module):
             "activation_zero_point",
             torch.tensor(activation_zero_point, dtype=torch.uint8, device=device) if static else None,
         )
+        self.register_buffer("input_scale", input_scale)
 
     @classmethod
     def from_linear(
@@ -99,6 +103,8 @@ class QuantizedLinear(nn.Module):
         activation_scale: float | None = None,
         activation_zero_point: int | None = None,
         rounded: Rounded | None = None,
+        *,
+        scales_inputs: bool = False,
     ) -> QuantizedLinear:
         """Round a linear layer's weight; on meta tensors only the shapes are made.
 
@@ -108,7 +114,11 @@ class QuantizedLinear(nn.Module):
             activation_scale: above 0, when static.
             activation_zero_point: 0..255, when static.
             rounded: the integers of 8 bits, where others than the nearest of each row were found.
+            scales_inputs: whether inputs are multiplied by numbers of their own; they come with `rounded`.
         """
+        input_scale = None if rounded is None else rounded.input_scale
+        if scales_inputs and linear.weight.is_meta:
+            input_scale = linear.weight.new_empty(linear.in_features, dtype=torch.float32)
         if rounded is None:
             weight_OI, scale_O = quantize_rows(linear.weight)
         else:
@@ -121,10 +131,16 @@ class QuantizedLinear(nn.Module):
             activations=activations,
             activation_scale=activation_scale,
             activation_zero_point=activation_zero_point,
+            input_scale=input_scale,
         )
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """Return the input as the weight takes it: multiplied, where it has numbers of its own."""
+        return hidden if self.input_scale is None else hidden * self.input_scale
 
     def quantize(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the input as bytes, with scale and zero point."""
+        hidden = self.scaled(hidden)
         if self.activations == "dynamic":
             return cast("tuple[Tensor, Tensor, Tensor]", torch.ops.niwaki.quantize_dynamic(hidden))
         assert self.activation_scale is not None and self.activation_zero_point is not None
@@ -138,7 +154,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Map (..., I) to (..., O), both float32."""
         if self.activations == "none":
-            return cast(Tensor, torch.ops.niwaki.linear_weight_only(hidden, self.weight, self.scale, self.bias))
+            return cast(
+                Tensor, torch.ops.niwaki.linear_weight_only(self.scaled(hidden), self.weight, self.scale, self.bias)
+            )
         return self.multiply(*self.quantize(hidden))
 
     def extra_repr(self) -> str:

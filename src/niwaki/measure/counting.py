@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from niwaki.checkpoint import stored
 from niwaki.layers.codebook import Codebook
+from niwaki.layers.factored import FactoredLinear
 from niwaki.layers.packed import Packed
 from niwaki.task import Encoded
 
@@ -190,7 +191,9 @@ class _ProductCounter(TorchFunctionMode):
 
 
 def _is_linear(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Say whether a module multiplies its floating input (..., I) by a weight (O, I)."""
+    """Say whether a module multiplies its floating input (..., I) by a weight (O, I); a pair leaves it to its two."""
+    if isinstance(module, FactoredLinear):
+        return False
     weight = getattr(module, "weight", None)
     if not (isinstance(weight, Tensor) and weight.dim() == 2 and inputs and isinstance(inputs[0], Tensor)):
         return False

@@ -12,7 +12,9 @@ from niwaki.report import steps, tables, usage
 from niwaki.report.folders import Place, Row, RunFolder, number, read_run, section
 from niwaki.report.headline import headlines
 from niwaki.report.journal import plain_words
+from niwaki.report.log import factored
 from niwaki.report.page import origin_of, render, write
+from niwaki.report.precision import told_of
 
 SHOWN = (
     "model",
@@ -72,7 +74,9 @@ def card_text(run: RunFolder, credits: Mapping[str, Sequence[str]] | None = None
         notes=[markdown(note) for note in tables.notes([], [run])],
         conditions=[(markdown(what), markdown(value)) for what, value in tables.conditions(run.rows)],
         steps=[markdown(step) for step in steps.steps_in_words(run.recipe)],
-        edits=[markdown(edit) for edit in plain_words(run.journal)],
+        edits=[markdown(edit) for edit in [*plain_words(run.journal), *factored(run.log)]],
+        told=told_of(run.log),
+        markdown=markdown,
         recipe=run.recipe.strip(),
         origin=[(markdown(what), markdown(value)) for what, value in origin_of(run)],
         limits=[markdown(limit) for limit in limits(run)],

@@ -21,7 +21,10 @@ KNOWN = {
     "narrow_heads",
     "narrow_neurons",
     "narrow_hidden",
+    "narrow_pooler",
     "narrow_vocabulary",
+    "factor_linear",
+    "factor_embedding",
     "cluster_linear",
     "cluster_embedding",
     "quantize_linear",
@@ -68,6 +71,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
         whole = _total(config, VOCABULARY)
         sentences.append(f"{len(words[-1].get('tokens', [])):,}{f' of {whole:,}' if whole else ''} tokens kept")
+    sentences += _factored(journal)
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences
@@ -141,13 +145,37 @@ def _shared(journal: Sequence[Row]) -> list[str]:
 
 
 def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
-    """Tell how many hidden channels are left.
+    """Tell how many hidden channels are left, and how many outputs of the pooling linear.
 
-    >>> _hidden([{"edit": "narrow_hidden", "channels": [0, 2]}], 4)
-    ['2 of 4 hidden channels']
+    >>> _hidden([{"edit": "narrow_hidden", "channels": [0, 2]}, {"edit": "narrow_pooler", "outputs": [1, 3]}], 4)
+    ['2 of 4 hidden channels', '2 of 4 outputs of the pooling linear']
     """
-    left = [len(record.get("channels", [])) for record in journal if record.get("edit") == "narrow_hidden"]
-    return [f"{left[-1]:,}{f' of {total:,}' if total else ''} hidden channels"] if left else []
+    sentences = []
+    for edit, part, noun in (
+        ("narrow_hidden", "channels", "hidden channels"),
+        ("narrow_pooler", "outputs", "outputs of the pooling linear"),
+    ):
+        left = [len(record.get(part, [])) for record in journal if record.get("edit") == edit]
+        sentences += [f"{left[-1]:,}{f' of {total:,}' if total else ''} {noun}"] if left else []
+    return sentences
+
+
+def _factored(journal: Sequence[Row]) -> list[str]:
+    """Count what became two matrices of low rank.
+
+    >>> _factored([{"edit": "factor_linear", "module": name, "rank": rank} for name, rank in (("a", 96), ("b", 64))])
+    ['2 linear layers as pairs of rank 64 to 96']
+    """
+    told = []
+    for edit, noun in (("factor_embedding", "embedding table"), ("factor_linear", "linear layer")):
+        ranks = sorted({record.get("rank", 0) for record in journal if record.get("edit") == edit})
+        count = sum(record.get("edit") == edit for record in journal)
+        if count:
+            plural = "s" * (count > 1)
+            shown = " to ".join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))
+            head = " and the tied head" * any(record.get("head") for record in journal if record.get("edit") == edit)
+            told.append(f"{count} {noun}{plural}{head} as {'pairs' if count > 1 else 'a pair'} of rank {shown}")
+    return told
 
 
 def _packed(journal: Sequence[Row]) -> list[str]:
@@ -162,6 +190,7 @@ def _packed(journal: Sequence[Row]) -> list[str]:
             how = {"none": "weights only"}.get(
                 str(record.get("activations")), f"{record.get('activations')} activations"
             )
+            how += ", 7 of the bits in use" if record.get("reduced") else ""
             key = f"linear layer# in {record.get('bits', 8)} bits ({how})"
         elif record.get("edit") == "quantize_embedding":
             key = f"embedding table# in {record.get('bits', 8)} bits"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,29 @@ def notes_of(log: Sequence[Row]) -> list[str]:
             numbers = [f"{units.words(key)} {_plain(value)}" for key, value in record.items() if key not in HEAD]
             told.append(": ".join([str(record.get("note", "")), *([", ".join(numbers)] if numbers else [])]))
     return list(dict.fromkeys(told))
+
+
+def factored(log: Sequence[Row]) -> list[str]:
+    """Tell of each matrix that was to become two factors what rank it kept and what that lost, a layer in a sentence.
+
+    >>> factored([{"event": "factor", "matrices": [
+    ...     {"module": "layer.0.query", "rank": 96, "break_even": 192.0, "lost": 0.125},
+    ...     {"module": "layer.0.key", "rank": None, "break_even": 192.0, "lost": 0.0}]}])
+    ['layer 0, query: rank 96 (pays below 192), 12.5% lost; key: stays whole']
+    """
+    layers: dict[str, dict[str, str]] = {}
+    for record in log:
+        for one in record.get("matrices", []) if record.get("event") == "factor" else []:
+            name, rank = str(one.get("module", "")), one.get("rank")
+            inside = re.search(r"\.(\d+)\.(.+)$", name)
+            kept = f"rank {rank} (pays below {one.get('break_even', 0):.4g}), {one.get('lost', 0):.1%} lost"
+            layers.setdefault(f"layer {inside[1]}, " if inside else "", {})[inside[2] if inside else name] = (
+                "stays whole" if rank is None else kept
+            )
+    return [
+        f"{layer}{'; '.join(f'{name}: {told}' for name, told in matrices.items())}"
+        for layer, matrices in layers.items()
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -13,8 +13,9 @@ from niwaki.report.curves import POINTS, Training, trainings
 from niwaki.report.folders import RunFolder, number, section
 from niwaki.report.headline import Headline, headlines
 from niwaki.report.journal import plain_words
-from niwaki.report.log import durations, notes_of
+from niwaki.report.log import durations, factored, notes_of
 from niwaki.report.points import LATENCY, SIZE
+from niwaki.report.precision import Told, told_of
 from niwaki.report.scatter import quality_plot
 from niwaki.report.shares import Shares, shares_of
 
@@ -32,6 +33,7 @@ class Chapter:
     trainings: Sequence[Training]
     durations: Sequence[tuple[str, str]]
     notes: Sequence[str]
+    told: Sequence[Told]
     shares: Shares | None
     steps: Sequence[str]
     edits: Sequence[str]
@@ -78,7 +80,8 @@ def chapter(run: RunFolder, name: str, points: int = POINTS) -> Chapter:
         headlines=headlines(run),
         trainings=trainings(run.log, f"{name}-losses", points),
         durations=durations(run.log),
-        notes=notes_of(run.log),
+        notes=[*notes_of(run.log), *factored(run.log)],
+        told=told_of(run.log),
         shares=shares_of(run.modules, f"{name}-shares", run.base, run.name),
         steps=steps.steps_in_words(run.recipe),
         edits=plain_words(run.journal),

@@ -66,8 +66,9 @@ def credits_of(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def docstring_of(name: str) -> str:
     """Return the docstring of a technique's class without importing it, so that nothing heavy is loaded."""
-    path = TECHNIQUES / f"{name}.py"
-    if not name.isidentifier() or not path.is_file():
+    places = (TECHNIQUES / f"{name}.py", TECHNIQUES / name / "technique.py")
+    path = next((place for place in places if name.isidentifier() and place.is_file()), None)
+    if path is None:
         return ""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name.lower() == name]

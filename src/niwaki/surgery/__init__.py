@@ -6,9 +6,11 @@ by replaying its journal on a base without weights.
 
 journal.py     the journal, what makes a function an edit, and doing edits again
 layers.py      keep_layers
-units.py       narrow_heads, narrow_neurons, narrow_hidden
+units.py       narrow_heads, narrow_neurons, narrow_hidden, narrow_pooler
 vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
+scaling.py     scale_inputs
+factoring.py   factor_linear, factor_embedding
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
 sharing.py     tie_weights, relax_linear
@@ -16,12 +18,14 @@ cutting.py     what the edits cut with
 """
 
 from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
+from niwaki.surgery.factoring import factor_embedding, factor_linear
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
+from niwaki.surgery.scaling import scale_inputs
 from niwaki.surgery.sharing import relax_linear, tie_weights, ties_of
 from niwaki.surgery.ties import tie_head, tied_names
-from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons
+from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
 from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
 
 __all__ = [
@@ -31,6 +35,8 @@ __all__ = [
     "cluster_linear",
     "edit",
     "entropy_coded",
+    "factor_embedding",
+    "factor_linear",
     "fixed_tokens",
     "is_plain",
     "is_sparse",
@@ -39,11 +45,13 @@ __all__ = [
     "narrow_heads",
     "narrow_hidden",
     "narrow_neurons",
+    "narrow_pooler",
     "narrow_vocabulary",
     "quantize_embedding",
     "quantize_linear",
     "relax_linear",
     "replay",
+    "scale_inputs",
     "sparsify_linear",
     "tie_head",
     "tie_weights",

@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.errors import NiwakiError
+from niwaki.layers.factored import FactoredEmbedding, FactoredLinear
 
 
-def narrow_linear(linear: nn.Linear, index: torch.Tensor, dim: int) -> None:
-    """Keep these rows (`dim` 0) or columns (`dim` 1) of a linear, in place."""
+def narrow_linear(linear: nn.Linear | FactoredLinear, index: torch.Tensor, dim: int) -> None:
+    """Keep these rows (`dim` 0) or columns (`dim` 1) of a linear, or of a pair's outer or inner one, in place."""
+    if isinstance(linear, FactoredLinear):
+        narrow_linear(linear.inner if dim else linear.outer, index, dim)
+        return
+    for pair in linear.children():  # what takes its place at the end of a training
+        narrow_linear(cast(FactoredLinear, pair), index, dim)
     narrow_weight(linear, index, dim)
     if dim == 0:
         narrow(linear, "bias", index, dim=0)
     linear.out_features, linear.in_features = linear.weight.shape
+
+
+def narrow_columns(table: nn.Embedding | FactoredEmbedding, index: torch.Tensor) -> None:
+    """Keep these columns of an embedding table, or of what widens a pair's rows, in place."""
+    if isinstance(table, FactoredEmbedding):
+        narrow_linear(table.outer, index, dim=0)
+        return
+    for pair in table.children():
+        narrow_columns(cast(FactoredEmbedding, pair), index)
+    narrow_weight(table, index, dim=1)
+    table.embedding_dim = len(index)
 
 
 def narrow_weight(module: nn.Linear | nn.Embedding, index: torch.Tensor, dim: int) -> None:
@@ -50,23 +68,50 @@ def layer_at(model: nn.Module, index: int) -> Layer:
     return layers[index]
 
 
-def linear_of(layer: Layer, role: str) -> nn.Linear:
-    """Return the linear that plays a role in a layer."""
-    return as_linear(layer.part(role), layer.name_of(role))
+def linear_of(layer: Layer, role: str) -> nn.Linear | FactoredLinear:
+    """Return the linear that plays a role in a layer, or the pair in its place."""
+    return linear_or_pair(layer.part(role), layer.name_of(role))
+
+
+def linear_or_pair(module: nn.Module, name: str) -> nn.Linear | FactoredLinear:
+    """Return the module as a linear or as two linears in a row, in floats, or refuse another one."""
+    if isinstance(module, FactoredLinear):
+        for half in ("inner", "outer"):
+            as_linear(module.get_submodule(half), f"{name}.{half}")
+        return module
+    return as_linear(module, name)
+
+
+def table_or_pair(module: nn.Module, name: str) -> nn.Embedding | FactoredEmbedding:
+    """Return the module as an embedding table or as a table and a linear, in floats, or refuse another one."""
+    if isinstance(module, FactoredEmbedding):
+        as_table(module.inner, f"{name}.inner")
+        as_linear(module.outer, f"{name}.outer")
+        return module
+    return as_table(module, name)
 
 
 def as_linear(module: nn.Module, name: str) -> nn.Linear:
     """Return the module as a linear, or refuse another one."""
     if not isinstance(module, nn.Linear):
-        raise NiwakiError(f"{name} is a {type(module).__name__}", expected="a linear that is not packed into bits yet")
+        raise _refused(module, name, "linear")
     return module
 
 
 def as_table(module: nn.Module, name: str) -> nn.Embedding:
     """Return the module as an embedding table, or refuse another one."""
     if not isinstance(module, nn.Embedding):
-        raise NiwakiError(f"{name} is a {type(module).__name__}", expected="a table that is not packed into bits yet")
+        raise _refused(module, name, "table")
     return module
+
+
+def _refused(module: nn.Module, name: str, what: str) -> NiwakiError:
+    whole = isinstance(module, FactoredLinear | FactoredEmbedding)
+    return NiwakiError(
+        f"{name} is a {type(module).__name__}",
+        expected=f"a {what} that is not {'two factors' if whole else 'packed into bits'} yet",
+        fix="this step before factor" if whole else "",
+    )
 
 
 def check_indices(indices: Sequence[int], count: int, what: str, least: int = 1) -> None:

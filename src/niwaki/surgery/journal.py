@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec
 import torch
 from torch import nn
 
+from niwaki.anatomy import FAMILIES, anatomy_of
 from niwaki.errors import NiwakiError
 
 Record = dict[str, Any]
@@ -70,12 +71,32 @@ def is_plain(model: nn.Module) -> bool:
     """Say whether plain Transformers can build the edited model from its config alone, and fill all of its places."""
     if any(record["edit"] == "tie_weights" for record in journal_of(model)):
         return False  # the file holds a shared weight once
+    if not is_read(model.config, {}):
+        return False
     try:
         with torch.device("meta"):
             plain = type(model)(model.config)
     except ValueError:  # a width that the heads do not divide
         return False
-    return _shapes(plain) == _shapes(model)
+    return _shapes(plain) == _shapes(model) and _heads(plain) == _heads(model)
+
+
+def is_read(config: Any, changed: dict[str, int]) -> bool:
+    """Say whether Transformers accepts a config with these numbers changed, as it reads it from a file."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        type(config).from_dict({**config.to_dict(), **changed})
+    except (StrictDataclassError, ValueError):
+        return False
+    return True
+
+
+def _heads(model: nn.Module) -> list[tuple[int, int]]:
+    """Return number and size of the heads of each layer: 2 of 8 and 4 of 4 have matrices of one shape."""
+    if model.config.model_type not in FAMILIES:  # type: ignore[union-attr,operator]
+        return []
+    return [(layer.heads, layer.head_size) for layer in anatomy_of(model).layers]
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

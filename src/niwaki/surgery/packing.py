@@ -31,6 +31,7 @@ def quantize_linear(
     scale: float | None = None,
     zero_point: int | None = None,
     scales_inputs: bool = False,
+    reduced: bool = False,
     values: Rounded | None = None,
 ) -> None:
     """Store a linear's weight (O, I) as integers.
@@ -46,17 +47,19 @@ def quantize_linear(
         scale: of static activations, above 0.
         zero_point: of static activations, 0 to 255.
         scales_inputs: whether inputs are multiplied by numbers of their own, which come with `values`.
+        reduced: keep the integers of 8 bits within -64..64, for processors that add products in pairs in 16 bits.
         values: the integers, where others than the nearest were found.
     """
     linear = as_linear(model.get_submodule(module), module)
-    grid = Grid(bits, group, zero)
-    if is_int8(grid) and not scales_inputs:
+    grid = Grid(bits, group, zero, reduced)
+    if is_int8(grid) and not (scales_inputs and activations == "none"):
         packed: nn.Module = QuantizedLinear.from_linear(
             linear,
             activations=activations,
             activation_scale=scale,
             activation_zero_point=zero_point,
-            rounded=nearest(linear.weight, grid) if values is None and group == "tensor" else values,
+            rounded=nearest(linear.weight, grid) if values is None and (group == "tensor" or reduced) else values,
+            scales_inputs=scales_inputs,
         )
     elif activations == "none":
         packed = PackedLinear.from_linear(linear, grid, values, scales_inputs=scales_inputs)

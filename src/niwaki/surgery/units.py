@@ -1,4 +1,4 @@
-"""The edits of units: attention heads, feed-forward neurons and hidden channels."""
+"""The edits of units: attention heads, feed-forward neurons, hidden channels and what the pooling linear puts out."""
 
 # D hidden, H heads, N neurons
 
@@ -14,17 +14,17 @@ from niwaki.errors import NiwakiError
 from niwaki.layers.empty import EmptyAttention
 from niwaki.residual import residual_of
 from niwaki.surgery.cutting import (
-    as_linear,
-    as_table,
     check_indices,
     layer_at,
     linear_of,
+    linear_or_pair,
     narrow,
+    narrow_columns,
     narrow_linear,
-    narrow_weight,
     put,
+    table_or_pair,
 )
-from niwaki.surgery.journal import edit
+from niwaki.surgery.journal import edit, is_read
 from niwaki.surgery.sharing import refuse_tied, tie_again
 from niwaki.surgery.ties import tie_head
 
@@ -95,12 +95,11 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
     """
     residual = residual_of(model)
     check_indices(channels, residual.width, "channels")
-    linears = {name: as_linear(model.get_submodule(name), name) for name in (*residual.writers, *residual.readers)}
-    tables = {name: as_table(model.get_submodule(name), name) for name in residual.tables}
+    linears = {name: linear_or_pair(model.get_submodule(name), name) for name in (*residual.writers, *residual.readers)}
+    tables = {name: table_or_pair(model.get_submodule(name), name) for name in residual.tables}
     index = torch.tensor(channels)
     for table in tables.values():
-        narrow_weight(table, index, dim=1)
-        table.embedding_dim = len(channels)
+        narrow_columns(table, index)
     for name in residual.norms:
         norm = model.get_submodule(name)
         for parameter in ("weight", "bias"):
@@ -114,8 +113,27 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
     model.config.hidden_size = len(channels)  # type: ignore[union-attr]
     if tables and hasattr(model.config, "embedding_size"):
         model.config.embedding_size = len(channels)
+    _note_even_heads(model)
     tie_head(model)
     tie_again(model)
+
+
+@edit
+def narrow_pooler(model: nn.Module, *, outputs: list[int]) -> None:
+    """Keep these outputs of the pooling linear: its rows, and columns of the head that reads them.
+
+    Args:
+        model: a classifier with a pooling linear.
+        outputs: indices, ascending, from 0.
+    """
+    anatomy = anatomy_of(model)
+    if anatomy.pooler is None or anatomy.head is None:
+        raise NiwakiError(f"a {type(model).__name__} has no pooling linear before a head", expected="a classifier")
+    pooler = linear_or_pair(anatomy.pooler, anatomy.family.pooler)
+    head = linear_or_pair(anatomy.head, anatomy.family.head)
+    check_indices(outputs, pooler.out_features, "outputs of the pooling linear")
+    narrow_linear(pooler, torch.tensor(outputs), dim=0)
+    narrow_linear(head, torch.tensor(outputs), dim=1)
 
 
 def _empty_attention(layer: Layer) -> EmptyAttention:
@@ -146,16 +164,23 @@ def _rows_of_units(units: Sequence[int], size: int) -> torch.Tensor:
 
 
 def _note_even_heads(model: nn.Module) -> None:
-    """Write the number of heads into the config when all layers agree and Transformers accepts such a config."""
+    """Write the number of heads into the config when all layers agree and Transformers accepts such a config.
+
+    Where a config does not state the size of a head, heads have to make up the hidden width as Transformers divides it.
+    """
     anatomy = anatomy_of(model)
     family, config = anatomy.family, model.config
-    counts = {(layer.heads, layer.key_value_heads) for layer in anatomy.layers}
-    heads, key_value_heads = next(iter(counts))
-    if not family.config_heads or len(counts) > 1 or int(config.hidden_size) % heads:  # type: ignore[union-attr,arg-type]
+    counts = {(layer.heads, layer.key_value_heads, layer.head_size) for layer in anatomy.layers}
+    heads, key_value_heads, head_size = next(iter(counts))
+    stated = bool(family.config_key_value_heads)
+    if len(counts) > 1 or not heads or not (stated or heads * head_size == config.hidden_size):  # type: ignore[union-attr]
         return
-    setattr(config, family.head_size, anatomy.layers[0].head_size)
-    setattr(config, family.config_heads, heads)
-    setattr(config, family.config_key_value_heads, key_value_heads)
+    changed = {family.config_heads: heads}
+    if stated:
+        changed |= {family.config_key_value_heads: key_value_heads, family.head_size: head_size}
+    if is_read(config, changed):
+        for name, number in changed.items():
+            setattr(config, name, number)
 
 
 def _note_even_neurons(model: nn.Module) -> None:

@@ -46,9 +46,9 @@ def latency_costs(
 ) -> Costs:
     """Return the seconds of each block at each size, at batch 1 and `length` tokens.
 
-    What an attention block costs at h heads is the time of a layer with h heads and the fewest neurons; what a
-    feed-forward costs at n neurons is the time they add to it. The last layer of an exported model, which computes the
-    first token alone, has a table of its own.
+    What an attention block costs at h heads is the time of a layer with h heads and the fewest neurons (none, where
+    none is a size); what a feed-forward costs at n neurons is the time they add to it. The last layer of an exported
+    model, which computes the first token alone, has a table of its own.
     """
     if runtime not in installed():
         context.log({"event": "note", "note": f"{runtime} is not installed: the latency table is PyTorch's"})
@@ -213,13 +213,16 @@ class _TorchClock:
 
 
 def _spread(sizes: list[int]) -> list[int]:
-    """Return at most `TIMED_SIZES` of the sizes, evenly spread, both ends among them.
+    """Return at most `TIMED_SIZES` of the sizes, evenly spread, both ends among them; and 0, where it is a size.
 
-    >>> _spread(list(range(1, 13)))
-    [1, 3, 5, 8, 10, 12]
+    A block that is gone spares what any block costs, so nothing between 0 and the smallest is interpolated.
+
+    >>> _spread(list(range(13)))
+    [0, 1, 3, 5, 8, 10, 12]
     """
-    places = np.linspace(0, len(sizes) - 1, min(TIMED_SIZES, len(sizes)))
-    return [sizes[round(place)] for place in places]
+    some = [size for size in sizes if size]
+    places = np.linspace(0, len(some) - 1, min(TIMED_SIZES, len(some)))
+    return [0] * (0 in sizes) + [some[round(place)] for place in places]
 
 
 def _isotonic(values: np.ndarray) -> np.ndarray:

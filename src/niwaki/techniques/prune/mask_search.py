@@ -12,15 +12,19 @@ from torch import Tensor
 def curves(fisher: Mapping[str, list[Tensor]]) -> dict[str, list[list[float]]]:
     """Return what the loss grows by when the least important 0, 1, 2, ... units of each block go: half the sum of F_uu.
 
+    When the last one goes, no choice is left that could avoid a pair: 1/2 1^T F 1, where that is more.
+
     Source: Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4.1.
 
-    >>> curves({"heads": [Tensor([[4, 0], [0, 2]])]})
-    {'heads': [[0.0, 1.0, 3.0]]}
+    >>> curves({"heads": [Tensor([[4, 1], [1, 2]])]})
+    {'heads': [[0.0, 1.0, 4.0]]}
     """
-    return {
-        kind: [[0.0, *(0.5 * block_UU.diagonal().sort().values.double().cumsum(dim=0)).tolist()] for block_UU in blocks]
-        for kind, blocks in fisher.items()
-    }
+    return {kind: [_curve(block_UU.double()) for block_UU in blocks] for kind, blocks in fisher.items()}
+
+
+def _curve(fisher_UU: Tensor) -> list[float]:
+    costs: list[float] = [0.0, *(0.5 * fisher_UU.diagonal().sort().values.cumsum(dim=0)).tolist()]
+    return [*costs[:-1], max(costs[-1], 0.5 * float(fisher_UU.sum()))]
 
 
 def rearranged(fisher_UU: Tensor, stay: int) -> list[int]:

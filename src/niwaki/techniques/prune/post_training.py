@@ -20,10 +20,10 @@ from niwaki.checkpoint import weights_hash, write_tensors
 from niwaki.errors import NiwakiError
 from niwaki.export.prepare import is_known
 from niwaki.technique import Context
-from niwaki.techniques.prune import latency, mask_search, second_order
+from niwaki.techniques.prune import latency, mask_search, second_order, told
 from niwaki.techniques.prune.plan import Costs, Sizes, by_cost, by_share, candidates, macs
 from niwaki.techniques.prune.readout import Moments
-from niwaki.techniques.prune.rebuild import FAMILIES, rebuild
+from niwaki.techniques.prune.rebuild import rebuild
 from niwaki.techniques.prune.sensitivity import BATCH, gate_fisher, output_fisher
 
 Curves = Mapping[str, list[list[float]]]
@@ -69,19 +69,12 @@ class PostTraining:
 
     def check(self, model: nn.Module) -> None:
         """Refuse what no calibration could make possible; what a latency table decides is refused when it is there."""
-        family = anatomy_of(model).family.name
-        if family not in FAMILIES:
-            raise NiwakiError(
-                f"by {self.by} does not know {family}",
-                expected=f"one of {', '.join(FAMILIES)}, whose norms follow the sum",
-                fix="by: first-order",
-                place="prune",
-            )
         if self.cost is not None and self.cost.what == "latency" and not is_known(model):
             raise NiwakiError(
                 f"no latency table can be made for {type(model).__name__}",
-                expected="a text classifier",
-                fix="keep: {macs: 0.5}, by: mask-search",
+                expected="a text classifier: latency is that of the exported layers, and those of a language model are "
+                "not exported",
+                fix=f"keep: {{macs: {self.cost.share:g}}}",
                 place="prune",
             )
         sizes = candidates(anatomy_of(model).layers, self.multiple_of)
@@ -89,20 +82,20 @@ class PostTraining:
             for kind, share in self.shares.items():
                 by_share(kind, share, self.even, sizes[kind], None)
         elif self.cost.what == "macs":
-            by_cost("macs", self.cost.share, macs(anatomy_of(model).layers, sizes, length=1), None)
+            by_cost("macs", self.cost.share, self.even, macs(model, sizes, length=self.cost.length or 1), None)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Plan the sizes and cut the model to them."""
         self.check(model)
-        layers = anatomy_of(model).layers
-        sizes = candidates(layers, self.multiple_of)
+        before = told.counts_of(model)
+        sizes = candidates(anatomy_of(model).layers, self.multiple_of)
         costs = self._costs(model, context, sizes)
         with frozen(model):
             calibration = calibrated(model, context, self.by, self.examples)
             chosen = self._chosen(sizes, costs, calibration.curves)
-            context.log({"event": "sizes", **chosen})
             choose = _chooser(self.by, calibration.fisher, chosen)
             rebuild(model, context.calibration_batches(self.examples, BATCH), choose)
+        told.tell(context.log, model, before, even=self.even, multiple_of=self.multiple_of)
         return model
 
     def _costs(self, model: nn.Module, context: Context, sizes: Mapping[str, list[list[int]]]) -> Costs | None:
@@ -111,16 +104,16 @@ class PostTraining:
             return None
         length = self.cost.length or max(1, round(float(context.train.lengths.mean())))
         if self.cost.what == "macs":
-            costs = macs(anatomy_of(model).layers, sizes, length)
+            costs = macs(model, sizes, length)
         else:
             costs = latency.latency_costs(model, context, sizes, length, self.cost.runtime, self.cost.bits)
-        by_cost(self.cost.what, self.cost.share, costs, None)
+        by_cost(self.cost.what, self.cost.share, self.even, costs, None)
         return costs
 
     def _chosen(self, sizes: Mapping[str, list[list[int]]], costs: Costs | None, curves: Curves) -> Sizes:
         """Return how many units of each kind stay in each layer."""
         if self.cost is not None and costs is not None:
-            return by_cost(self.cost.what, self.cost.share, costs, curves)
+            return by_cost(self.cost.what, self.cost.share, self.even, costs, curves)
         shares = self.shares.items()
         return {kind: by_share(kind, share, self.even, sizes[kind], curves[kind]) for kind, share in shares}
 

@@ -18,10 +18,9 @@ from niwaki.calibrate import inputs_of
 from niwaki.surgery import narrow_heads, narrow_neurons
 from niwaki.techniques.prune.readout import Moments
 
-#: The norm that follows what reads the units of each kind.
-NORMS = {"heads": "attention_norm", "neurons": "output_norm"}
-#: Families whose norms follow the sum of a block's output and the residual stream.
-FAMILIES = ("bert", "distilbert", "electra", "roberta")
+#: The norm that reads the sum of a block's output and the residual stream, in a layer whose norms follow the sum, and
+#: in one whose norms come first: there what the feed-forward is added to leaves the layer.
+NORMS = ({"heads": "attention_norm", "neurons": "output_norm"}, {"heads": "output_norm", "neurons": ""})
 #: Share of the mean diagonal of the moments that holds a readout where it was.
 RIDGE = 1e-4
 #: Which units of a kind stay in a layer, told from what the layer's inputs are by now.
@@ -29,7 +28,7 @@ Choose = Callable[[Layer, str, Moments], list[int]]
 
 
 class _Stop(Exception):
-    """End a forward as soon as its first layer is reached."""
+    """End a forward as soon as what was looked for is there."""
 
 
 @dataclass
@@ -39,18 +38,18 @@ class Rows:
     Attributes:
         was_BTD, is_BTD: of the model as it was, and of the model cut so far.
         real_BT: where tokens are not padding.
-        positional, named: the layers' other arguments.
+        arguments: of each layer, the positional and the named ones beside the states.
     """
 
     was_BTD: Tensor
     is_BTD: Tensor
     real_BT: Tensor
-    positional: tuple[Any, ...]
-    named: dict[str, Any]
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
-    def through(self, layer: nn.Module, states_BTD: Tensor) -> Tensor:
+    def through(self, layer: Layer, states_BTD: Tensor) -> Tensor:
         """Return what a layer makes of the states."""
-        output = layer(states_BTD, *self.positional, **self.named)
+        positional, named = self.arguments[layer.index]
+        output = layer.module(states_BTD, *positional, **named)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
@@ -71,50 +70,58 @@ def rebuild(model: nn.Module, batches: Iterable[dict[str, Tensor]], choose: Choo
     rows = _entered(model, batches)
     cut = False
     for layer in anatomy_of(model).layers:
-        original = copy.deepcopy(layer.module)
+        original = replace(layer, module=copy.deepcopy(layer.module))
         for kind, narrow in (("heads", narrow_heads), ("neurons", narrow_neurons)):
-            moments = _moments(layer, replace(layer, module=original) if cut else layer, kind, rows)
+            moments = _moments(layer, original if cut else layer, kind, rows)
             kept = choose(layer, kind, moments)
             width, count = layer.unit_width(kind), layer.units(kind)
             cut = cut or len(kept) < count
             if not cut:
                 continue
             reader = layer.reader(kind)
-            columns = (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten()
+            columns = (torch.tensor(kept, dtype=torch.int64)[:, None] * width + torch.arange(width)).flatten()
             weight, bias = moments.readout(reader, columns, ridge)
             if len(kept) < count:
-                narrow(model, layer=layer.index, **{kind: kept})
+                narrow(model, layer=layer.index, **{kind: layer.heads_of(kept) if kind == "heads" else kept})
             reader.weight.copy_(weight)
-            reader.bias.copy_(bias)
+            if bias is not None:
+                reader.bias.copy_(bias)
         for row in rows:
-            row.is_BTD = row.through(layer.module, row.is_BTD)
+            row.is_BTD = row.through(layer, row.is_BTD)
             row.was_BTD = row.through(original, row.was_BTD) if cut else row.is_BTD
     return model
 
 
 def _entered(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> list[Rows]:
-    """Return the batches as they stand before the first layer."""
+    """Return the batches as they stand before the first layer, with what else each layer is given: masks may differ."""
     rows: list[Rows] = []
+    layers = anatomy_of(model).layers
 
     def hold(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         states_BTD, *others = positional
-        rows.append(Rows(states_BTD, states_BTD, batch["attention_mask"].bool(), tuple(others), named))
-        raise _Stop
+        if module is layers[0].module:
+            rows.append(Rows(states_BTD, states_BTD, batch["attention_mask"].bool(), []))
+        # a layer will run several times: it keeps no keys and values between them
+        named = {name: None if name == "past_key_values" else value for name, value in named.items()}
+        rows[-1].arguments.append((tuple(others), named))
+        if module is layers[-1].module:
+            raise _Stop
 
-    handle = anatomy_of(model).layers[0].module.register_forward_pre_hook(hold, with_kwargs=True)
+    handles = [layer.module.register_forward_pre_hook(hold, with_kwargs=True) for layer in layers]
     try:
         for batch in batches:
             with contextlib.suppress(_Stop):
                 model(**inputs_of(batch))
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return rows
 
 
 def _moments(layer: Layer, original: Layer, kind: str, rows: list[Rows]) -> Moments:
     """Return the moments of what the units' reader sees now, and of what it should put out."""
     reader = layer.reader(kind)
-    moments = Moments(reader.in_features, reader.out_features)
+    moments = Moments(reader.in_features, reader.out_features, bias=reader.bias is not None)
     for row in rows:
         inputs_BTI, output_BTD, is_BTD = _summed(layer, kind, row, row.is_BTD)
         was_BTD = is_BTD if original is layer else _summed(original, kind, row, row.was_BTD)[2]
@@ -124,7 +131,7 @@ def _moments(layer: Layer, original: Layer, kind: str, rows: list[Rows]) -> Mome
 
 
 def _summed(layer: Layer, kind: str, row: Rows, states_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a reader's inputs and outputs, and the sum of its outputs and the residual stream, before the norm."""
+    """Return a reader's inputs and outputs, and the sum of its outputs and the residual stream, before any norm."""
     seen: dict[str, Tensor] = {}
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -134,11 +141,12 @@ def _summed(layer: Layer, kind: str, row: Rows, states_BTD: Tensor) -> tuple[Ten
         seen["sum"] = inputs[0]
         raise _Stop
 
-    reader, norm = layer.reader(kind), layer.part(NORMS[kind])
-    handles = [reader.register_forward_hook(read), norm.register_forward_pre_hook(sum_up)]
+    handles = [layer.reader(kind).register_forward_hook(read)]
+    if norm := NORMS[layer.family.pre_norm][kind]:
+        handles.append(layer.part(norm).register_forward_pre_hook(sum_up))
     try:
         with contextlib.suppress(_Stop):
-            row.through(layer.module, states_BTD)
+            seen["sum"] = row.through(layer, states_BTD)
     finally:
         for handle in handles:
             handle.remove()

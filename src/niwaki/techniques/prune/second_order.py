@@ -34,7 +34,7 @@ def curves(
 
     def look(layer: Layer, kind: str, moments: Moments) -> list[int]:
         _, errors = order_of(layer, kind, moments, fisher[kind][layer.index])
-        tokens = max(1.0, float(moments.gram[-1, -1]))
+        tokens = max(1.0, moments.count)
         found[kind].append([0.5 * error / tokens for error in errors])
         return list(range(layer.units(kind)))
 
@@ -52,6 +52,4 @@ def order_of(
     floor = FISHER_DAMPING * float(fisher_DD.diagonal().mean()) + 1e-30
     root_DD = torch.linalg.cholesky(fisher_DD + floor * torch.eye(len(fisher_DD), dtype=torch.float64))
     priced_OI = root_DD.T @ weight_OI.detach().double()
-    return removal_order(
-        priced_OI, moments.hessian, weight_OI.shape[1] // units, DAMPING, max(1, units // GROUPS), stay
-    )
+    return removal_order(priced_OI, moments.hessian, layer.unit_width(kind), DAMPING, max(1, units // GROUPS), stay)

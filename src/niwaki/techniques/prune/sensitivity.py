@@ -30,13 +30,13 @@ def gate_fisher(model: nn.Module, context: Context, examples: int) -> dict[str, 
     gates: list[tuple[str, int, Tensor]] = []
 
     def stand(layer: Layer, kind: str) -> Callable[..., tuple[Tensor, ...]]:
-        count = layer.units(kind)
+        count, width = layer.units(kind), layer.unit_width(kind)
 
         def multiply(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             inputs_BTI = inputs[0]
             gate_BU = torch.ones(len(inputs_BTI), count, device=inputs_BTI.device, requires_grad=True)
             gates.append((kind, layer.index, gate_BU))
-            gate_BI = gate_BU.repeat_interleave(inputs_BTI.shape[-1] // count, dim=1)
+            gate_BI = gate_BU.repeat_interleave(width, dim=1)
             return (inputs_BTI * gate_BI[:, None].to(inputs_BTI.dtype), *inputs[1:])
 
         return multiply

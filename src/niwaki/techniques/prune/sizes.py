@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,7 +16,11 @@ STEPS = 20_000
 
 
 def best_sizes(
-    errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float, what: str = "budget"
+    errors: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[float]],
+    budget: float,
+    what: str = "budget",
+    some: Iterable[int] = (),
 ) -> list[int]:
     """Return for each block the index of its size: least sum of errors, sum of costs within the budget.
 
@@ -28,6 +32,7 @@ def best_sizes(
         costs: of the same sizes, 0 or more.
         budget: 0 or more.
         what: names the budget in the message.
+        some: blocks of which at least one is not to have its first size.
 
     Raises:
         NiwakiError: even the cheapest sizes cost more.
@@ -36,7 +41,30 @@ def best_sizes(
 
     >>> best_sizes([[9, 1, 0], [5, 3, 0]], [[1, 2, 3], [1, 2, 3]], budget=4)
     [1, 1]
+    >>> best_sizes([[0, 0], [1, 0]], [[0, 2], [0, 3]], budget=2, some=[0, 1])
+    [1, 0]
     """
+    chosen = _best(errors, costs, budget, what)
+    some = list(some)
+    if not some or any(chosen[block] for block in some):
+        return chosen
+    found = []
+    for block in some:  # one of them has more: each in turn, and the best of all
+        rest = [list(each) for each in costs]
+        spent = sum(min(each) for each in rest) - min(rest[block])
+        if len(rest[block]) > 1 and spent + min(rest[block][1:]) <= budget * (1 + 1e-9):
+            more = [each[1:] if index == block else each for index, each in enumerate(errors)]
+            rest[block] = rest[block][1:]
+            sizes = _best(more, rest, budget, what)
+            sizes[block] += 1
+            found.append((sum(each[size] for each, size in zip(errors, sizes, strict=True)), sizes))
+    if not found:
+        raise NiwakiError(f"{what} is {budget:.6g}", expected="more: not one unit costs as little", place="prune")
+    return min(found)[1]
+
+
+def _best(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float, what: str) -> list[int]:
+    """Return the same, with any block at any size."""
     least = sum(min(cost) for cost in costs)
     if least > budget * (1 + 1e-9):
         raise NiwakiError(

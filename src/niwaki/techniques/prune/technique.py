@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from niwaki.errors import NiwakiError
+from niwaki.layers.factored import pairs_in
 from niwaki.parameters import Parameters
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.prune import hard_concrete, movement, units, weights
@@ -37,8 +38,8 @@ CUTS: dict[str, tuple[str, ...]] = {
     "fisher": ("heads", "neurons", "hidden"),
     "activation": ("heads", "neurons", "hidden"),
     "random": ("heads", "neurons", "hidden", "weights"),
-    "mask-search": ("heads", "neurons", "macs"),
-    "second-order": ("heads", "neurons", "latency"),
+    "mask-search": ("heads", "neurons", "macs", "latency"),
+    "second-order": ("heads", "neurons", "macs", "latency"),
     "hard-concrete": ("parameters",),
     "movement": ("heads", "neurons", "weights"),
     "wanda": ("weights",),
@@ -220,8 +221,17 @@ class Prune(Technique):
         """Refuse, before any work begins, what this model cannot give."""
         if "weights" in self.cut:
             weights.check(model, self.rule)
+        if (self.by in METHODS or self.learnt_share < 1.0) and (pairs := pairs_in(model)):
+            raise NiwakiError(
+                f"by {self.by} counts and solves for whole matrices, and {pairs[0]} is two factors",
+                expected="prune before factor",
+                fix="prune before factor, or by: first-order after it",
+                place=self.name,
+            )
         if self.learnt_share < 1.0:
             hard_concrete.check(model, self.learnt_share, self.multiple_of)
+        if self.shares and (self.even or self.by not in METHODS):
+            units.check(model, self._unit_shares)
         for member in [*self.family().values()] or [self]:
             assert isinstance(member, Prune)
             if member.by in METHODS and member.cut:

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.calibrate import frozen, inputs_of
 from niwaki.errors import NiwakiError
-from niwaki.layers.channels import ChannelGates
-from niwaki.layers.gates import Gates, Masks, choose
+from niwaki.layers.channels import ChannelGates, PooledGates
+from niwaki.layers.gates import Gates, Masks, choose, even_counts
 from niwaki.residual import residual_of
-from niwaki.surgery import narrow_heads, narrow_hidden, narrow_neurons
+from niwaki.surgery import narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
 from niwaki.technique import Context
-from niwaki.techniques.prune import hidden
+from niwaki.techniques.prune import hidden, told
 from niwaki.techniques.prune.scheduled import Scheduled
 
 #: How much of the past a moving average of importances keeps, a step.
@@ -33,7 +34,7 @@ class Shares:
     """Say how many units of each kind stay.
 
     Attributes:
-        of: the share that stays, by kind: "heads", "neurons", "hidden".
+        of: the share that stays, by kind: "heads", "neurons", "hidden", "pooled" (outputs of the pooling linear).
         even: the same number in every layer; else the model's most important units, wherever they are.
         multiple_of: neurons of a layer, and hidden channels, are rounded to a multiple.
     """
@@ -41,6 +42,13 @@ class Shares:
     of: Mapping[str, float]
     even: bool = False
     multiple_of: int = 1
+
+    def on(self, model: nn.Module) -> Shares:
+        """Return the shares for a model: of equal layers, the pooling linear is to be as narrow as the channels."""
+        if not self.even or "hidden" not in self.of:
+            return self
+        pooled = hidden.pooled_share(model, self.of["hidden"])
+        return replace(self, of={**self.of, "pooled": pooled}) if pooled < 1.0 else self
 
     def chosen(self, importances: Mapping[str, list[Tensor]], done: float = 1.0) -> dict[str, list[list[int]]]:
         """Return the units of each kind that stay when the share `done` of the pruning is done."""
@@ -55,6 +63,32 @@ class Shares:
         }
 
 
+def check(model: nn.Module, shares: Shares) -> None:
+    """Refuse shares that leave layers unequal which are to be equal, or that cannot remove a single unit."""
+    layers = anatomy_of(model).layers
+    removes = False
+    for kind, share in shares.of.items():
+        if kind in hidden.WHOLE:
+            totals = [residual_of(model).width]
+        else:
+            totals = [layer.units(kind) for layer in layers]
+        multiple_of = 1 if kind == "heads" else shares.multiple_of
+        counts = even_counts(totals, share, multiple_of)
+        if shares.even and len(set(counts)) > 1:
+            raise NiwakiError(
+                f"even is true and keep_{kind} is {share:g}, but the layers have {', '.join(map(str, totals))} {kind}",
+                expected=f"a share that the smallest layer has: equal layers of {min(totals)} or fewer",
+                fix=f"keep_{kind}: {math.floor(1000 * min(totals) * len(totals) / sum(totals)) / 1000}",
+                place="prune",
+            )
+        # at most all of what goes is in one layer: where even that is rounded away, nothing goes
+        gone = sum(totals) - round(share * sum(totals))
+        fewest = [even_counts([total], max(0, total - gone) / max(1, total), multiple_of)[0] for total in totals]
+        removes = removes or (counts if shares.even else fewest) != totals
+    if shares.of and not removes:
+        raise _nothing(shares.multiple_of)
+
+
 def at_once(model: nn.Module, context: Context, by: str, shares: Shares, examples: int) -> nn.Module:
     """Remove the least important units now.
 
@@ -65,8 +99,11 @@ def at_once(model: nn.Module, context: Context, by: str, shares: Shares, example
         shares: what stays.
         examples: training rows to look at.
     """
+    shares, before = shares.on(model), told.counts_of(model)
     importances = {kind: importances_of(model, kind, by, context, examples) for kind in shares.of}
-    return narrow(model, shares.chosen(importances), shares.multiple_of)
+    narrow(model, shares.chosen(importances), shares.multiple_of)
+    told.tell(context.log, model, before, even=shares.even, multiple_of=shares.multiple_of)
+    return model
 
 
 def importances_of(model: nn.Module, kind: str, by: str, context: Context, examples: int) -> list[Tensor]:
@@ -86,13 +123,15 @@ def importances_of(model: nn.Module, kind: str, by: str, context: Context, examp
 
 def gates_on(model: nn.Module, kind: str, by: str, memory: float = 0.0) -> Masks:
     """Stand gates on the units of one kind."""
-    return ChannelGates(model, by, memory) if kind == "hidden" else Gates(model, kind, by, memory)
+    if kind in hidden.WHOLE:
+        return (ChannelGates if kind == "hidden" else PooledGates)(model, by, memory)
+    return Gates(model, kind, by, memory)
 
 
 def standing(model: nn.Module, kind: str, by: str, seed: int) -> list[Tensor]:
     """Return importances that need no batch: by "magnitude", or by "random"."""
-    if kind == "hidden":
-        return [hidden.magnitude(model) if by == "magnitude" else hidden.random(model, seed)]
+    if kind in hidden.WHOLE:
+        return [hidden.standing(model, kind, by, seed)]
     if by == "magnitude":
         return [magnitude(layer, kind) for layer in anatomy_of(model).layers]
     return random(model, kind, seed)
@@ -130,13 +169,19 @@ def narrow(model: nn.Module, kept: Mapping[str, list[list[int]]], multiple_of: i
     if "hidden" in kept and len(kept["hidden"][0]) < residual_of(model).width:
         narrow_hidden(model, channels=kept["hidden"][0])
         changed = True
+    if "pooled" in kept:
+        narrow_pooler(model, outputs=kept["pooled"][0])
     if not changed:
-        raise NiwakiError(
-            "prune found nothing to remove",
-            expected="shares small enough to remove one unit",
-            fix=f"multiple_of: 1 (it is {multiple_of}), or smaller shares",
-        )
+        raise _nothing(multiple_of)
     return model
+
+
+def _nothing(multiple_of: int) -> NiwakiError:
+    return NiwakiError(
+        "prune found nothing to remove",
+        expected="shares small enough to remove one unit",
+        fix=f"multiple_of: 1 (it is {multiple_of}), or smaller shares",
+    )
 
 
 class Gradual(Scheduled):
@@ -146,9 +191,10 @@ class Gradual(Scheduled):
         self, model: nn.Module, context: Context, by: str, shares: Shares, *, begin: float, end: float
     ) -> None:
         super().__init__(begin=begin, end=end)
-        self.by, self.shares, self.seed = by, shares, context.seed
+        self.by, self.shares, self.seed, self.log = by, shares.on(model), context.seed, context.log
+        self.before = told.counts_of(model)
         self.model = [model]  # in a list: the model is not part of its companion
-        self.kinds = nn.ModuleDict({kind: self.gates_on(model, kind) for kind in shares.of})
+        self.kinds = nn.ModuleDict({kind: self.gates_on(model, kind) for kind in self.shares.of})
 
     def gates_on(self, model: nn.Module, kind: str) -> Masks:
         """Stand gates on the units of one kind."""
@@ -184,4 +230,6 @@ class Gradual(Scheduled):
         self.step(1.0)
         for kind in self.kinds:
             self.gates(kind).take_down()
-        return narrow(model, {kind: self.gates(kind).open_units() for kind in self.kinds}, self.shares.multiple_of)
+        narrow(model, {kind: self.gates(kind).open_units() for kind in self.kinds}, self.shares.multiple_of)
+        told.tell(self.log, model, self.before, even=self.shares.even, multiple_of=self.shares.multiple_of)
+        return model

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -152,33 +154,62 @@ def swept(weight_OI: Tensor, products_II: Tensor, rounded: Rounded, grid: Grid, 
 def awq(weight_OI: Tensor, products_II: Tensor, grid: Grid) -> Rounded:
     """Scale the inputs that carry most up in the weights before rounding, and down in front of the product.
 
-    Input j is divided by s_j = x_j^a and its column multiplied by it, where x_j is the root of its mean square and a
-    the exponent, of 20 between 0 and 1, whose rounded matrix changes the outputs least: the error of the outputs is
-    trace(D H D^T) with D the difference of the matrices and H = X^T X. Ranges are then shrunk as by "mean-square".
+    The factors are those of `awq_factors`. Ranges are then shrunk as by "mean-square".
 
     Args:
         weight_OI: the matrix.
         products_II: X^T X over real tokens.
         grid: what it is rounded to.
+    """
+    factors_I = awq_factors([weight_OI], products_II, [grid])
+    rounded = behind_factors(weight_OI, products_II, grid, factors_I)
+    return Rounded(rounded.integers, rounded.scale, rounded.zero, 1.0 / factors_I)
+
+
+def awq_factors(
+    weights: Sequence[Tensor], products_II: Tensor, grids: Sequence[Grid], size_I: Tensor | None = None
+) -> Tensor:
+    """Return what the columns of matrices that read the same inputs are best multiplied by before rounding, (I,).
+
+    Input j is divided by s_j = x_j^a and its columns multiplied by it, where x_j is the root of its mean square and a
+    the exponent, of 20 between 0 and 1, whose rounded matrices change the outputs least: the error of the outputs is
+    trace(D H D^T) with D the difference of the matrices and H = X^T X.
+
+    Args:
+        weights: the matrices, (O, I) each.
+        products_II: X^T X over real tokens.
+        grids: what each matrix is rounded to.
+        size_I: x_j, where inputs that are divided by one number have to have one size.
+
+    Raises:
+        NiwakiError: X^T X is not finite.
 
     References:
         Lin et al. 2024, AWQ: Activation-aware Weight Quantization, equations 4 and 5 (there x_j is the mean of |X_j|).
     """
-    weight_OI = weight_OI.detach().float()
     products_II = products_II.double()
-    size_I = products_II.diagonal().sqrt().clamp_min(1e-12)
-    best, least = mean_square(weight_OI, grid), float("inf")
+    size_I = products_II.diagonal().sqrt() if size_I is None else size_I
+    best_I, least = torch.ones(len(products_II)), float("inf")
     for exponent in EXPONENTS:
-        scale_I = size_I**exponent
-        scale_I = (scale_I / (scale_I.max() * scale_I.min()).sqrt()).float().clamp(1e-4, 1e4)
-        rounded = mean_square(weight_OI * scale_I, grid, products_II.diagonal() / scale_I.double().square())
-        difference_OI = (rounded.floats(grid) / scale_I - weight_OI).double()
-        error = float((difference_OI @ products_II * difference_OI).sum())
+        factors_I = size_I.clamp_min(1e-12) ** exponent
+        factors_I = (factors_I / (factors_I.max() * factors_I.min()).sqrt()).float().clamp(1e-4, 1e4)
+        error = 0.0
+        for weight_OI, grid in zip(weights, grids, strict=True):
+            rounded = behind_factors(weight_OI, products_II, grid, factors_I)
+            difference_OI = (rounded.floats(grid) / factors_I - weight_OI.detach().float()).double()
+            error += float((difference_OI @ products_II * difference_OI).sum())
         if error < least:
-            best, least = Rounded(rounded.integers, rounded.scale, rounded.zero, 1.0 / scale_I), error
-    if best.input_scale is None:
+            best_I, least = factors_I, error
+    if least == float("inf"):
         raise NiwakiError("the products of the inputs are not finite", expected="finite activations")
-    return best
+    return best_I
+
+
+def behind_factors(weight_OI: Tensor, products_II: Tensor, grid: Grid, factors_I: Tensor | float = 1.0) -> Rounded:
+    """Round a matrix whose columns are multiplied by factors, the inputs divided by them; ranges of least error."""
+    weight_OI = weight_OI.detach().float() * factors_I
+    factors = factors_I if isinstance(factors_I, float) else factors_I.double()
+    return mean_square(weight_OI, grid, products_II.double().diagonal() / factors**2)
 
 
 def hqq(weight_OI: Tensor, grid: Grid) -> Rounded:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
@@ -14,14 +16,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
-from niwaki.calibrate import input_products, input_ranges
+from niwaki.calibrate import input_products
 from niwaki.errors import NiwakiError, closest
-from niwaki.grid import Grid, Rounded, Zero
+from niwaki.export.packed import require_onnx
+from niwaki.grid import Grid, Rounded, Zero, nearest
 from niwaki.layers.linear import is_int8
 from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding, quantize_linear
 from niwaki.technique import Context, Grain, Technique
-from niwaki.techniques.quantize import rounding
+from niwaki.techniques.quantize import measured, rounding
+from niwaki.techniques.quantize.calibration import Wanted, calibrate
+from niwaki.techniques.quantize.reduced import ranges_told, reduces
+from niwaki.techniques.quantize.sensitivity import within
+from niwaki.techniques.quantize.smoothing import divided, fold_awq
 
 DATA_FREE: dict[str, Callable[[Tensor, Grid], Rounded]] = {
     "mean-square": rounding.mean_square,
@@ -32,7 +39,7 @@ SOLVERS: dict[str, Callable[[Tensor, Tensor, Grid], Rounded]] = {"gptq": roundin
 
 
 Bits = Literal[8, 6, 4, 3, 2]
-By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq"]
+By = Literal["nearest", "mean-square", "percentile", "gptq", "awq", "hqq", "measured"]
 #: What most people want, by name.
 PRESETS: dict[str, dict[str, Any]] = {
     "int8": {},
@@ -43,9 +50,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "int4-gptq": {"bits": 4, "group": 32, "symmetric": False, "by": "gptq", "embeddings": 4},
     "int4-awq": {"bits": 4, "group": 32, "symmetric": False, "by": "awq", "embeddings": 4},
 }
+#: What "measured" tries.
+FORMS: dict[str, dict[str, Any]] = {
+    "int8 dynamic": PRESETS["int8"],
+    "int8 static": PRESETS["int8-static"],
+    "int8 weights": PRESETS["int8-weights"],
+    "int4 weights, int8 embeddings": PRESETS["int4"] | {"embeddings": True, "activations": "none"},
+    "int4": PRESETS["int4"] | {"activations": "none"},
+}
 #: What `override` may say of single modules.
 GRID = ("bits", "group", "symmetric", "by")
 OVERRIDES = (*GRID, "activations")
+#: What "measured" finds.
+FOUND = ("bits", "group", "symmetric", "activations", "override")
 
 
 class Quantize(Technique):
@@ -64,25 +81,44 @@ class Quantize(Technique):
     are left make up for each error, the second scales up the inputs that carry most. Both take the layers in order, on
     inputs that the layers before, rounded, put out.
 
+    `smooth` divides input channel j by s_j = max|X_j|^a / max|W_j|^(1 - a) and multiplies column j of the weights by
+    it, so that the outliers of activations, whose channels share one step, become those of weights, whose rows do not.
+    The division is folded where that is exact: into the values, for the output projection; into norms inside the
+    residual branch (decoders), for query, key, value, up and gate; into the up projection of a gated feed-forward, for
+    the down projection. A norm behind the residual sum (BERT) feeds the next sum too, and GELU is not linear: there
+    inputs are multiplied before they are rounded. Factors of "awq" are folded by the same rule.
+
+    Which form: with `allowed_drop` the modules that cost most stay in 8 bits, or as they are, until the model loses no
+    more than that. "measured" tries every form that the runtimes here offer, as an exported file, by the clock, and
+    takes the fastest within the limit.
+
     Args:
         bits: bits of a weight: 8, 6, 4, 3 or 2.
         group: inputs of a row that share a step, 16 to 128, or "channel" (a whole row), or "tensor" (the whole matrix).
         symmetric: the middle of the integers stands for 0; else each group has a zero point.
-        by: how the integers are found.
+        by: how the integers are found; or "measured", which finds bits and activations too: leave those alone then.
         activations: "dynamic", "static" or "none"; by default dynamic where products are those of integers. Dynamic
             needs no calibration and loses least; static saves the pass that finds the range.
         embeddings: bits of the embedding tables, and of a language head tied to one; true is 8, false leaves them as
             they are. They are half of a small model's bytes.
         skip: dotted names, or patterns with * and ?, of modules that stay as they are.
         override: by name or pattern, other bits, group, symmetric, activations or by for single linears.
-        examples: training rows to look at; padding is never counted. 128 to 1024.
+        smooth: the exponent a, in [0, 1]; 0 is off, 0.5 a good start. For linears whose activations are rounded.
+        examples: training rows to look at; padding is never counted. 128 to 1024. A linear that saw fewer tokens than
+            it has inputs is rounded to nearest in place of "gptq" and "awq"; below 32 tokens its static range becomes
+            dynamic, and it is not smoothed. The log says so.
+        length: the first so many tokens of each of these rows; none takes all. 32 to 512.
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
+        allowed_drop: points of the task's metric (of a language model nats, or perplexity) that may be lost on the
+            selection rows, 0.5 to 1 as a rule; none: whatever is lost. 1 by default with "measured".
+        reduce_range: keep 8-bit weights that meet rounded activations within -64..64, which processors without VNNI or
+            AMX need to add products right; by default as this machine needs it.
         preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
             "int4-gptq" or "int4-awq"; what is given beside it counts more.
 
     Raises:
-        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, or
-            weights are not finite.
+        NiwakiError: a pattern matches nothing, everything is packed already, a group does not divide a width, weights
+            are not finite, there are no rows to look at, or nothing can be packed within `allowed_drop`.
 
     Composes with: everything before it; comes last, for nothing may cut what is packed into bits.
 
@@ -90,8 +126,8 @@ class Quantize(Technique):
         Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
         equation 1. Zafrir et al. 2019, Q8BERT: Quantized 8Bit BERT. Nagel et al. 2021, A White Paper on Neural Network
         Quantization (mean-square). Wu et al. 2020, Integer Quantization for Deep Learning Inference (percentile).
-        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Badri and Shaji 2023, Half-Quadratic
-        Quantization of Large Machine Learning Models (hqq).
+        Frantar et al. 2023, GPTQ, algorithm 1. Lin et al. 2024, AWQ, equation 4. Xiao et al. 2023, SmoothQuant,
+        equation 4 (smooth). Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (hqq).
 
     Example:
         >>> Quantize(bits=8).activations, Quantize(preset="int4").activations
@@ -108,8 +144,12 @@ class Quantize(Technique):
     embeddings: bool | Bits = True
     skip: tuple[str, ...] = ()
     override: dict[str, dict[str, bool | int | str]] = Field(default_factory=dict)
+    smooth: float = Field(0.0, ge=0, le=1)
     examples: int = Field(256, ge=1)
+    length: int | None = Field(None, ge=1)
     keep_range: float = Field(1.0, gt=0.5, le=1)
+    allowed_drop: float | None = Field(None, ge=0)
+    reduce_range: bool | None = None
     preset: str | None = None
 
     @model_validator(mode="before")
@@ -124,6 +164,8 @@ class Quantize(Technique):
                 raise ValueError(f"there is no preset {preset!r}, expected one of {', '.join(PRESETS)}: {meant}")
             given = PRESETS[preset] | given
         known = {"bits": 8, "group": "channel", "symmetric": True, "by": "nearest"} | given
+        if known["by"] == "awq":
+            return {"activations": "none"} | given
         return given if is_int8(_grid(**{name: known[name] for name in GRID})) else {"activations": "none"} | given
 
     @model_validator(mode="after")
@@ -133,16 +175,33 @@ class Quantize(Technique):
                 f"activations {self.activations} want weights of 8 bits, symmetric, by channel or tensor: leave "
                 f"activations, which are then floats, or write bits: 8 and leave group"
             )
+        if self.activations != "none" and self.by == "awq":
+            raise ValueError(
+                f"activations {self.activations} and by awq, which is for products of floats: leave activations, which "
+                f"are then floats, or write smooth: 0.5 in place of by"
+            )
+        if self.by == "measured" and any(getattr(self, name) != _default(name) for name in FOUND):
+            raise ValueError(f"by: measured finds {', '.join(FOUND)}: leave them")
         for pattern, settings in self.override.items():
+            if settings.get("by") == "measured":
+                raise ValueError(f"override {pattern!r} has by: measured, expected a way to find integers: by: gptq")
             if unknown := sorted(set(settings) - set(OVERRIDES)):
                 raise ValueError(f"override {pattern!r} has {', '.join(unknown)}, expected {', '.join(OVERRIDES)}")
             self._with(settings)
+        every = (self.activations, *(self._with(settings).activations for settings in self.override.values()))
+        if self.smooth and set(every) == {"none"}:
+            raise ValueError(
+                f"smooth is {self.smooth:g}, and activations are floats, in which nothing is to be smoothed: leave "
+                f"smooth, or write bits: 8 and leave group, symmetric, by and activations"
+            )
         return self
 
     @property
     def grid(self) -> Grid:
-        """Return the grid of the linears."""
-        return _grid(self.bits, self.group, self.symmetric, self.by)
+        """Return the grid of the linears; that of integer products as this processor needs it."""
+        return replace(
+            _grid(self.bits, self.group, self.symmetric, self.by), reduced=reduces(self.reduce_range, self.activations)
+        )
 
     @property
     def table_bits(self) -> int:
@@ -158,12 +217,26 @@ class Quantize(Technique):
 
     def _with(self, settings: dict[str, bool | int | str]) -> Quantize:
         given: dict[str, Any] = {name: getattr(self, name) for name in GRID} | settings
-        if "activations" not in given and is_int8(self.grid) and is_int8(_grid(*(given[name] for name in GRID))):
+        if (
+            "activations" not in given
+            and given["by"] != "awq"
+            and is_int8(self.grid)
+            and is_int8(_grid(*(given[name] for name in GRID)))
+        ):
             given["activations"] = self.activations
-        return Quantize(**given)
+        return Quantize(**given, reduce_range=self.reduce_range)
+
+    def keeping(self, kept: Mapping[str, int], names: Collection[str]) -> list[Quantize]:
+        """Return the steps that pack `names` as the settings say, those in `kept` in 8 bits, or in 32 not at all."""
+        asked = self.model_copy(update={"allowed_drop": None, "skip": (*self.skip, *kept)})
+        others = tuple(name for name in names if kept.get(name) != 8)
+        eight = Quantize(activations="none", embeddings=bool(self.embeddings), skip=(*self.skip, *others))
+        return [asked] * (len(kept) < len(names)) + [eight] * (len(others) < len(names))
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
+        if self.by == "measured":
+            measured.runtimes_for(model)
         linears, tables = self.chosen(model)
         for name in (*linears, *tables):
             module = model.get_submodule(name)
@@ -179,37 +252,64 @@ class Quantize(Technique):
                     place="quantize",
                 )
 
+    def check_export(self, model: nn.Module, formats: Collection[str]) -> None:
+        """Refuse what ONNX Runtime has no operator for."""
+        if "onnx" not in formats or self.by == "measured":
+            return
+        linears, tables = self.chosen(model)
+        grids = {name: self.of(name).grid for name in linears}
+        packed = {name: grid for name, grid in grids.items() if not is_int8(grid) or self.of(name).by == "awq"}
+        packed |= {name: Grid(self.table_bits) for name in tables if self.table_bits < 8}
+        for name, grid in packed.items():
+            try:
+                require_onnx(grid, cast(Tensor, model.get_submodule(name).weight).shape[1], name)
+            except NiwakiError as error:
+                raise error.at("quantize") from None
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Pack the model now."""
         self.check(model)
+        if self.by == "measured":
+            return measured.fastest(self, FORMS, model, context)
+        if self.allowed_drop is not None:
+            return within(self, model, context, self.allowed_drop)
+        ranges_told(self.reduce_range, {self.of(name).activations for name in self.chosen(model)[0]}, context.log)
         linears, tables = self.chosen(model)
-        static = [name for name in linears if self.of(name).activations == "static"]
-        ranges: dict[str, tuple[float, float]] = {}
-        if static:
-            ranges = input_ranges(model, static, context.calibration_batches(self.examples), self.keep_range)
         shared = set(anatomy_of(model).tied_names or ()) if tables else set()
-        for names in by_layer(model, [name for name in linears if name not in shared]):
-            solved = [name for name in names if self.of(name).by in SOLVERS]
-            products: dict[str, Tensor] = {}
-            if solved:
-                products = input_products(model, solved, context.calibration_batches(self.examples))
+        own = [name for name in linears if name not in shared]
+        rows = partial(context.calibration_batches, self.examples, length=self.length)
+        settings = {name: self.of(name) for name in linears}
+        wanted = {name: self._wanted(settings[name], name in shared) for name in linears}
+        found = calibrate(model, context, wanted, own, rows, self.smooth, self.keep_range)
+        settings |= {name: settings[name]._with(changes) for name, changes in found.changes.items()}
+        for names in by_layer(model, own):
+            solved = [name for name in names if settings[name].by in SOLVERS]
+            products = input_products(model, solved, rows()) if solved else {}
+            awq = {name: settings[name].grid for name in solved if settings[name].by == "awq"}
+            folded = fold_awq(model, awq, names, products)
             for name in names:
-                self._pack(model, name, products.get(name), ranges.get(name))
+                linear = cast(nn.Linear, model.get_submodule(name))
+                factors_I = found.factors.get(name)
+                if name in folded:
+                    rounded: Rounded | None = rounding.behind_factors(linear.weight, folded[name], awq[name])
+                else:
+                    one = settings[name]
+                    rounded = rounded_by(one.by, linear.weight.detach(), products.get(name), one.grid, factors_I)
+                self._quantize(model, name, settings[name].grid, settings[name].activations, rounded, found.ranges)
         for name in tables:
             quantize_embedding(model, module=name, bits=self.table_bits)
         for name in linears:
             if name in shared:  # the language head, which is the word table
-                kind = "none" if self.table_bits < 8 else self.activations
-                self._quantize(model, name, Grid(self.table_bits), kind, None, ranges.get(name))
+                one = settings[name]
+                kind = "none" if self.table_bits < 8 or one.grid.reduced else one.activations
+                self._quantize(model, name, Grid(self.table_bits), kind, None, found.ranges)
         return model
 
-    def _pack(
-        self, model: nn.Module, name: str, products_II: Tensor | None, limits: tuple[float, float] | None
-    ) -> None:
-        settings = self.of(name)
-        weight_OI = cast(nn.Linear, model.get_submodule(name)).weight.detach()
-        rounded = rounded_by(settings.by, weight_OI, products_II, settings.grid)
-        self._quantize(model, name, settings.grid, settings.activations, rounded, limits)
+    def _wanted(self, settings: Quantize, shares_table: bool) -> Wanted:
+        """Return what is wanted of a linear; of a head that shares its table no more than a range."""
+        if shares_table:
+            return Wanted("nearest", settings.activations, smooths=False)
+        return Wanted(settings.by, settings.activations, bool(self.smooth) and settings.activations != "none")
 
     def _quantize(
         self,
@@ -218,15 +318,17 @@ class Quantize(Technique):
         grid: Grid,
         activations: Literal["dynamic", "static", "none"],
         rounded: Rounded | None,
-        limits: tuple[float, float] | None,
+        ranges: Mapping[str, tuple[float, float]],
     ) -> None:
         arguments: dict[str, Any] = {"module": name, "bits": grid.bits, "activations": activations}
         if grid.group != "channel":
             arguments["group"] = grid.group
         if grid.zero != "middle":
             arguments["zero"] = grid.zero
-        if activations == "static" and limits is not None:
-            arguments["scale"], arguments["zero_point"] = affine(*limits)
+        if grid.reduced:
+            arguments["reduced"] = True
+        if activations == "static":
+            arguments["scale"], arguments["zero_point"] = affine(*ranges[name])
         if rounded is not None:
             arguments["values"] = rounded
             if rounded.input_scale is not None:
@@ -239,7 +341,13 @@ class Quantize(Technique):
         return packable(model, embeddings=bool(self.embeddings), skip=self.skip, technique=self.name)
 
 
-def _grid(bits: int, group: int | Literal["channel", "tensor"], symmetric: bool, by: str) -> Grid:
+def _default(name: str) -> Any:
+    return Quantize.model_fields[name].get_default(call_default_factory=True)
+
+
+def _grid(
+    bits: int, group: int | Literal["channel", "tensor"] = "channel", symmetric: bool = True, by: str = "nearest"
+) -> Grid:
     zero: Zero = "float" if by == "hqq" else "middle" if symmetric else "integer"
     return Grid(bits, group, zero)
 
@@ -251,8 +359,18 @@ def by_layer(model: nn.Module, names: list[str]) -> list[list[str]]:
     return [group for group in (*layers, [name for name in names if name not in inside]) if group]
 
 
-def rounded_by(by: str, weight_OI: Tensor, products_II: Tensor | None, grid: Grid) -> Rounded | None:
-    """Return the integers that a method finds for one matrix; none where they are the nearest."""
+def rounded_by(
+    by: str, weight_OI: Tensor, products_II: Tensor | None, grid: Grid, factors_I: Tensor | None = None
+) -> Rounded | None:
+    """Return the integers that a method finds for one matrix; none where they are the nearest.
+
+    With factors, columns are multiplied by them first, and inputs divided in front of the product.
+    """
+    if factors_I is not None:
+        factors_I = factors_I.to(weight_OI.device)
+        products_II = None if products_II is None else divided(products_II, factors_I)
+        rounded = rounded_by(by, weight_OI * factors_I, products_II, grid)
+        return replace(rounded or nearest(weight_OI * factors_I, grid), input_scale=1.0 / factors_I)
     if products_II is not None:
         return SOLVERS[by](weight_OI, products_II.to(weight_OI.device), grid)
     return None if by == "nearest" else DATA_FREE[by](weight_OI, grid)

@@ -1,0 +1,248 @@
+"""Try every form of integers that the runtimes here offer, by the clock and by quality, and take the fastest."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.anatomy import anatomy_of
+from niwaki.errors import NiwakiError
+from niwaki.export import export_onnx, export_openvino
+from niwaki.measure.records import Measurement
+from niwaki.measure.subjects import Subject, measure_subjects
+from niwaki.runtime import default_threads, installed
+from niwaki.task import Encoded
+from niwaki.technique import Context
+from niwaki.techniques.quantize.sensitivity import Settings, quiet, within
+
+#: Points that may be lost where nothing else is said.
+USUAL_DROP = 1.0
+ROUNDS = 5
+SCORED_ROWS = 1000
+#: Rows that a file is checked against its model on.
+CHECKED_ROWS = 32
+FLOATS = "floats"
+WRITERS: dict[str, tuple[str, Callable[..., object]]] = {
+    "onnxruntime": ("model.onnx", export_onnx),
+    "openvino": ("model.xml", export_openvino),
+}
+
+
+class Forms(Settings, Protocol):
+    """What is asked of `quantize` here."""
+
+    @property
+    def allowed_drop(self) -> float | None:
+        """Return the points that may be lost."""
+
+    @property
+    def embeddings(self) -> bool | int:
+        """Return the bits of tables, or whether they are packed."""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return the settings with others in the place of some."""
+
+
+Kind = TypeVar("Kind", bound=Forms)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Say what a form is worth in a runtime.
+
+    Attributes:
+        form: its name, or "floats": the model as it is.
+        runtime: what executed the exported file.
+        seconds: median of one row at batch 1; none where the file could not be made, like the next three.
+        size_bytes: of the file.
+        drop: points lost on the selection rows, in that runtime.
+        interval: 95%, of the difference.
+        refused: why there is no such file.
+    """
+
+    form: str
+    runtime: str
+    seconds: float | None = None
+    size_bytes: int | None = None
+    drop: float | None = None
+    interval: tuple[float, float] | None = None
+    refused: str = ""
+
+
+def fastest(settings: Forms, forms: Mapping[str, Mapping[str, Any]], model: nn.Module, context: Context) -> nn.Module:
+    """Pack the model in the fastest form whose drop is within the limit.
+
+    Every form is packed on a copy, exported for each runtime that is installed, timed in turns with the others and with
+    the floats, on rows of the user's lengths, and scored on the selection rows, in its runtime. Where no form is within
+    the limit, the fastest keeps modules in higher precision until it is.
+
+    Args:
+        settings: what holds for every form: `skip`, `examples` and so on.
+        forms: other settings of each, by name.
+        model: is packed, or a copy of it.
+        context: of the step.
+
+    Raises:
+        NiwakiError: no runtime is installed, the model cannot be exported, or nothing is within the limit.
+    """
+    allowed = USUAL_DROP if settings.allowed_drop is None else settings.allowed_drop
+    runtimes = runtimes_for(model)
+    rest, rows = context.data.selection(context.seed)
+    rows, held = rows.sample(SCORED_ROWS, context.seed), replace(context, data=replace(context.data, train=rest))
+    named = {name: form_of(settings, form) for name, form in forms.items() if _fits(settings, form)}
+    with tempfile.TemporaryDirectory() as folder:
+        subjects, refused = _exported(named, runtimes, model, held, rows, Path(folder))
+        tried = [*_measured(subjects, rows, context), *refused]
+    chosen = choose(tried, allowed)
+    repaired = chosen.drop is None or chosen.drop > allowed
+    _tell(tried, chosen, repaired, allowed, rows, context)
+    if repaired:
+        return within(named[chosen.form], model, context, allowed)
+    return named[chosen.form].apply(model, held)
+
+
+def form_of(settings: Kind, form: Mapping[str, Any]) -> Kind:
+    """Return the settings of a form, with what the user's settings say beside it."""
+    own = {} if settings.embeddings is True else {"embeddings": settings.embeddings}
+    return settings.model_copy(update={"by": "nearest", "allowed_drop": None, **form, **own})
+
+
+def choose(tried: Sequence[Tried], allowed: float) -> Tried:
+    """Return the fastest form within the limit; where there is none, the fastest, which is to be repaired.
+
+    A form that one of the runtimes cannot hold is taken only where there is no other: any may come after.
+
+    >>> forms = [Tried("a", "x", 2.0, 1, 0.5), Tried("b", "x", 1.0, 1, 3.0), Tried("floats", "x", 0.5, 1, 0.0)]
+    >>> choose(forms, 1.0).form, choose(forms, 0.1).form
+    ('a', 'b')
+    """
+    forms = [form for form in tried if form.form != FLOATS and not form.refused]
+    if not forms:
+        raise NiwakiError(
+            f"no form could be exported: {tried[-1].refused}",
+            expected="a form that one runtime takes",
+            place="quantize",
+        )
+    narrow = {form.form for form in tried if form.refused}
+    forms = [form for form in forms if form.form not in narrow] or forms
+    good = [form for form in forms if form.drop is not None and form.drop <= allowed]
+    return min(good or forms, key=lambda form: form.seconds or 0.0)
+
+
+def _fits(settings: Forms, form: Mapping[str, Any]) -> bool:
+    """Say whether a form differs from the others where embeddings are told already."""
+    return settings.embeddings is True or form.get("embeddings") is not True
+
+
+def runtimes_for(model: nn.Module) -> list[str]:
+    """Return the runtimes to try.
+
+    Raises:
+        NiwakiError: none is installed, or the model cannot be exported.
+    """
+    if anatomy_of(model).language_head is not None:
+        raise NiwakiError(
+            "by: measured exports every form, and a language model cannot be exported yet",
+            expected="a classifier",
+            fix="allowed_drop, which looks at the model in PyTorch",
+            place="quantize",
+        )
+    found = [runtime for runtime in WRITERS if runtime in installed()]
+    if not found:
+        raise NiwakiError(
+            "by: measured finds no runtime to measure in",
+            expected=" or ".join(WRITERS),
+            fix="pip install 'niwaki[onnx]'",
+            place="quantize",
+        )
+    return found
+
+
+def _exported(
+    named: Mapping[str, Settings],
+    runtimes: Sequence[str],
+    model: nn.Module,
+    context: Context,
+    rows: Encoded,
+    folder: Path,
+) -> tuple[list[Subject], list[Tried]]:
+    """Write the floats and every form for every runtime; return what is to be measured, and what no file holds."""
+    subjects: list[Subject] = []
+    refused: list[Tried] = []
+    examples = _examples(rows)
+    for index, (name, settings) in enumerate({FLOATS: None, **named}.items()):
+        candidate = copy.deepcopy(model)
+        try:
+            candidate = candidate if settings is None else settings.apply(candidate, quiet(context))
+        except NiwakiError as error:  # a group that does not divide a width
+            refused += [Tried(name, runtime, refused=error.wrong) for runtime in runtimes]
+            continue
+        for runtime in runtimes:
+            file_name, write = WRITERS[runtime]
+            path = folder / f"{index}-{runtime}" / file_name
+            path.parent.mkdir()
+            try:
+                write(candidate, examples, path)
+            except NiwakiError as error:
+                refused.append(Tried(name, runtime, refused=error.wrong))
+            else:
+                subjects.append(Subject(name=name, runtime=runtime, path=path))
+    return subjects, refused
+
+
+def _examples(rows: Encoded) -> list[dict[str, Tensor]]:
+    """Return rows to check a file on, the longest ones last, alone and in padded batches."""
+    chosen = rows.lengths.argsort(kind="stable")[:: max(1, len(rows) // CHECKED_ROWS)]
+    groups = [*([int(row)] for row in chosen[::2]), chosen.tolist()]
+    return [{name: value for name, value in rows.batch(group).items() if name != "labels"} for group in groups]
+
+
+def _measured(subjects: Sequence[Subject], rows: Encoded, context: Context) -> list[Tried]:
+    """Time all in turns and score them on the selection rows, beside the floats."""
+    names = [subject.name for subject in subjects]
+    if FLOATS not in names:
+        return []
+    gc.collect()
+    records = measure_subjects(
+        subjects,
+        rows,
+        context.task.metric,
+        base=names.index(FLOATS),
+        threads=min(torch.get_num_threads(), default_threads()),
+        rounds=ROUNDS,
+        seed=context.seed,
+        progress=context.progress,
+    )
+    return [_tried(record) for record in records]
+
+
+def _tried(record: Measurement) -> Tried:
+    quality, latency = record.quality, record.latency_seconds
+    assert quality is not None and latency is not None
+    return Tried(record.name, record.runtime, latency.median, record.size_bytes, -quality.difference, quality.interval)
+
+
+def _tell(
+    tried: Sequence[Tried], chosen: Tried, repaired: bool, allowed: float, rows: Encoded, context: Context
+) -> None:
+    """Log the whole grid, and what follows from it."""
+    forms = [{**vars(form), "chosen": form == chosen} for form in tried]
+    told = {"allowed": allowed, "rows": len(rows), "metric": context.task.metric, "repaired": repaired}
+    context.log({"event": "forms", **told, "forms": forms})
+    floats = [form.seconds for form in tried if form.form == FLOATS and form.seconds is not None]
+    if floats and chosen.seconds is not None and min(floats) <= chosen.seconds:
+        context.log(
+            {"event": "note", "note": "on this machine no form of integers within the limit is faster than the floats"}
+        )
+    if chosen.runtime != "onnxruntime":
+        context.log(
+            {"event": "note", "note": f"the form that was chosen is the fastest in {chosen.runtime}: export to it"}
+        )
