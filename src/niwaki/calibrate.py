@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import anatomy_of
+from niwaki.anatomy import anatomy_of, uses_of
 from niwaki.task import Encoded
 
 Batches = Iterable[dict[str, Tensor]]
@@ -208,6 +208,7 @@ def input_products(
     reader: dict[str, str] = {}  # the first linear that reads what this one reads
     read: dict[str, Tensor] = {}  # in the present batch, by first readers
     sums: dict[str, Tensor] = {}
+    once = uses_of(model) == 1
 
     def see(name: str, states: Tensor, output: Tensor) -> None:
         first = next((other for other, tensor in read.items() if tensor is states), name)
@@ -218,7 +219,7 @@ def input_products(
             product = real_PI.square().sum(dim=0) if squares_only else real_PI.T @ real_PI
             sums[name] = sums[name] + product.double() if name in sums else product.double()
         seen.add(name)
-        if len(seen) == len(names):
+        if once and len(seen) == len(names):
             raise _Enough
 
     with watched({name: model.get_submodule(name) for name in names}, see):
@@ -257,20 +258,21 @@ def cross_products(model: nn.Module, whole: nn.Module, names: Sequence[str], bat
 
 
 def _read_by(model: nn.Module, names: Sequence[str], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what each linear reads of one batch, (P, I), padding left out."""
-    read: dict[str, Tensor] = {}
+    """Return what each linear reads of one batch, (P, I), padding left out; of each time it runs, one after another."""
+    read: dict[str, list[Tensor]] = {}
     mask: list[Tensor] = []
+    once = uses_of(model) == 1
 
     def see(name: str, states: Tensor, output: Tensor) -> None:
-        read[name] = _real(states, mask[0]).flatten(0, -2).float().clone()
-        if len(read) == len(names):
+        read.setdefault(name, []).append(_real(states, mask[0]).flatten(0, -2).float().clone())
+        if once and len(read) == len(names):
             raise _Enough
 
     with watched({name: model.get_submodule(name) for name in names}, see):
         for inputs in _evaluated(model, [batch], mask):
             with contextlib.suppress(_Enough):
                 model(**inputs)
-    return read
+    return {name: torch.cat(states) for name, states in read.items()}
 
 
 class _Enough(Exception):

@@ -161,8 +161,8 @@ def test_files_hold_each_shared_tensor_once(
     again = reloaded(shared, tmp_path / "shared", context)
     if isinstance(pack, Quantize) and pack.activations == "static":
         assert len({float(linear.activation_scale) for linear in matrices(again, "up")}) == 3
-    matrix_bytes = 2 * (4 * 64 * 64 + 2 * 64 * 128) * {"quantize": pack.bits / 8 if pack else 4}.get(
-        pack.name if pack else "", 4
+    matrix_bytes = (
+        2 * (4 * 64 * 64 + 2 * 64 * 128) * {"quantize": pack.bits / 8 if pack else 4}.get(pack.name if pack else "", 4)
     )
     rows = context.data.evaluation
     examples = [{k: v for k, v in rows.batch(range(8)).items() if k != "labels"}]

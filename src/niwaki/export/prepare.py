@@ -231,18 +231,14 @@ def shares_with_last(anatomy: Anatomy) -> set[int]:
     The last layer's query stands apart from its key and value; so the products of those that share its weights do not
     become one, or the file would hold these weights twice.
     """
-    last = anatomy.layers[-1]
-    weights = {id(weight) for role in ("key", "value") if (weight := _weight(last.part(role))) is not None}
-    sharing = {
-        layer.index
-        for layer in anatomy.layers
-        if any(id(_weight(layer.part(role))) in weights for role in ("key", "value"))
-    }
+    weights = [{one for role in ("key", "value") for one in _tensors(layer.part(role))} for layer in anatomy.layers]
+    sharing = {index for index, own in enumerate(weights) if own & weights[-1]}
     return sharing if len(sharing) > 1 else set()
 
 
-def _weight(linear: nn.Module) -> Tensor | None:
-    return cast("Tensor | None", getattr(linear, "weight", None))
+def _tensors(linear: nn.Module) -> set[int]:
+    """Return what tells the tensors of a linear apart from others."""
+    return {id(tensor) for tensor in linear.state_dict(keep_vars=True).values()}
 
 
 def attend(

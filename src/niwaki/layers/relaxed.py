@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -30,6 +31,12 @@ class RelaxedLinear(nn.Module):
         self.shared: nn.Module = linear
         self.down: nn.Module = nn.utils.skip_init(nn.Linear, self.in_features, rank, bias=False, **like)
         self.up: nn.Module = nn.utils.skip_init(nn.Linear, rank, self.out_features, bias=False, **like)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return what the whole multiplies by, W + U V (O, I): computed anew each time."""
+        matrices = (cast(Tensor, linear.weight) for linear in (self.shared, self.up, self.down))
+        return torch.addmm(*matrices)
 
     @property
     def bias(self) -> Tensor | None:

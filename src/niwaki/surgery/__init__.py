@@ -23,7 +23,7 @@ from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, re
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
 from niwaki.surgery.scaling import scale_inputs
-from niwaki.surgery.sharing import relax_linear, tie_weights, ties_of
+from niwaki.surgery.sharing import firsts_of, layers_together, refuse_tied, relax_linear, tie_weights, ties_of
 from niwaki.surgery.ties import tie_head, tied_names
 from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
 from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
@@ -37,11 +37,13 @@ __all__ = [
     "entropy_coded",
     "factor_embedding",
     "factor_linear",
+    "firsts_of",
     "fixed_tokens",
     "is_plain",
     "is_sparse",
     "journal_of",
     "keep_layers",
+    "layers_together",
     "narrow_heads",
     "narrow_hidden",
     "narrow_neurons",
@@ -49,6 +51,7 @@ __all__ = [
     "narrow_vocabulary",
     "quantize_embedding",
     "quantize_linear",
+    "refuse_tied",
     "relax_linear",
     "replay",
     "scale_inputs",

@@ -13,10 +13,12 @@ from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.relaxed import RelaxedLinear
 from niwaki.surgery.cutting import as_linear, put
-from niwaki.surgery.journal import Record, edit, journal_of
+from niwaki.surgery.journal import Record, edit
 
 #: What stays a module's own where weights are shared: they belong to one use.
 OWN = ("bias", "activation_scale", "activation_zero_point")
+#: The linears that have a part of each unit of a kind.
+UNIT_ROLES = {"heads": ("query", "key", "value", "output"), "neurons": ("up", "gate", "down")}
 
 
 @edit
@@ -24,7 +26,7 @@ def tie_weights(model: nn.Module, *, modules: list[str], values: Tensor | None =
     """Let the weights (O, I) of these linears be one parameter; their biases stay their own.
 
     The parameter stands once in the file, and counts once. Edits that come after keep it one: it is packed once, and
-    layers that read it cannot be narrowed.
+    units that it is a part of are cut for all its users.
 
     Args:
         model: any model.
@@ -69,6 +71,8 @@ def ties_of(model: nn.Module) -> list[list[str]]:
             ties = [[name for name in tie if name not in again] for tie in ties] + [list(record["modules"])]
         elif record["edit"] == "relax_linear":
             ties = [[f"{name}.shared" if name == record["module"] else name for name in tie] for tie in ties]
+        elif record["edit"] == "factor_linear":
+            ties = [half for tie in ties for half in _halves(tie, record["module"])]
         elif record["edit"] == "keep_layers" and ties:
             ties = [_renumbered(tie, f"{anatomy_of(model).layers_name}.", record["layers"]) for tie in ties]
     return [tie for tie in ties if len(tie) > 1]
@@ -94,16 +98,53 @@ def tie_again(model: nn.Module) -> None:
                 setattr(module, key, tensor)
 
 
-def refuse_tied(model: nn.Module, modules: Sequence[str]) -> None:
-    """Refuse to narrow one of several modules that share a weight."""
+def users_of(model: nn.Module, module: str) -> list[str]:
+    """Return the dotted names of the modules that share a weight with this one, itself among them."""
+    return next((tie for tie in ties_of(model) if module in tie), [module])
+
+
+def firsts_of(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the names without those of modules whose weight stands under another of the names already."""
+    others = {name: tie[0] for tie in ties_of(model) for name in tie[1:]}
+    return [name for name in names if others.get(name) not in names]
+
+
+def layers_together(model: nn.Module, kind: str) -> list[list[int]]:
+    """Return the layers, those in one list whose units of a kind ("heads" or "neurons") read the same weights.
+
+    What counts is that parameters are one, so that layers are found, too, that are becoming one in a training.
+    """
+    groups: list[tuple[set[int], list[int]]] = []
+    for layer in anatomy_of(model).layers:
+        parts = [layer.part(role) for role in UNIT_ROLES[kind] if getattr(layer.family, role)]
+        weights, members = {id(one) for part in parts for one in part.parameters()}, [layer.index]
+        for one in [group for group in groups if group[0] & weights]:
+            groups.remove(one)
+            weights, members = weights | one[0], [*one[1], *members]
+        groups.append((weights, sorted(members)))
+    return sorted(members for _, members in groups)
+
+
+def refuse_tied(model: nn.Module, names: Sequence[str], what: str, fix: str) -> None:
+    """Refuse what would change the weights of modules that share them with others.
+
+    Args:
+        model: any model.
+        names: dotted names of the modules.
+        what: is asked for, as "scale_inputs".
+        fix: what to do instead.
+    """
     for tie in ties_of(model):
-        for name in modules:
-            if any(one in (name, f"{name}.shared") for one in tie):
-                raise NiwakiError(
-                    f"{name} shares its weight with {', '.join(one for one in tie if not one.startswith(name))}",
-                    expected="layers that share nothing: one of them cannot be narrowed alone",
-                    fix="prune before share",
-                )
+        for name in [name for name in names if name in tie]:
+            others = ", ".join(one for one in tie if one != name)
+            raise NiwakiError(
+                f"{what}: {name} shares its weight with {others}", expected="weights of one use alone", fix=fix
+            )
+
+
+def _halves(tie: list[str], module: str) -> list[list[str]]:
+    """Return the ties of the two factors that took the places of what was tied, or the tie as it was."""
+    return [[f"{name}.{half}" for name in tie] for half in ("inner", "outer")] if module in tie else [tie]
 
 
 def _renumbered(tie: Sequence[str], prefix: str, kept: Sequence[int]) -> list[str]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def neighbours(count: int, groups: int) -> Groups:
     ([[0, 1], [2, 3], [4, 5]], [[0, 1], [2, 3, 4]])
     """
     ends = [index * count // groups for index in range(groups + 1)]
-    return [list(range(start, end)) for start, end in zip(ends, ends[1:], strict=False)]
+    return [list(range(start, end)) for start, end in pairwise(ends)]
 
 
 def cyclic(count: int, groups: int) -> Groups:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -53,8 +52,8 @@ class Share(Technique):
     Raises:
         NiwakiError: there are not so many layers, layers of a group have other shapes, or ranks eat up what is saved.
 
-    Composes with: distill in the same train; drop, prune and trim before it, in steps of their own; quantize and
-        cluster after it, which pack a shared weight once.
+    Composes with: distill in the same train, and prune of units, which go for all layers that share them; drop and trim
+        before it or after it; factor, quantize and cluster after it, which factor or pack a shared weight once.
 
     References:
         Lan et al. 2020, ALBERT, section 3.1. Reid et al. 2021, Subformer, section 3.1 (sandwich). Takase and Kiyono
@@ -88,6 +87,7 @@ class Share(Technique):
 
     def check(self, model: nn.Module) -> None:
         """Refuse groups of layers that are not there, or cannot share, and ranks that save nothing."""
+        anatomy_of(model).refuse_repeated(self.name)
         roles = self.roles(model)
         for group in self.grouped(model):
             names = [anatomy_of(model).layers[index].name_of(role) for role in roles for index in group]
