@@ -23,6 +23,7 @@ _HOME = {
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
     "Replace": "techniques.replace",
+    "Share": "techniques.share",
     "Trim": "techniques.trim",
     "Measurement": "measure",
     "Budget": "budget",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from niwaki.techniques.prune import Prune as Prune
     from niwaki.techniques.quantize import Quantize as Quantize
     from niwaki.techniques.replace import Replace as Replace
+    from niwaki.techniques.share import Share as Share
     from niwaki.techniques.trim import Trim as Trim
     from niwaki.train import Train as Train
 

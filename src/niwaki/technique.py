@@ -162,6 +162,8 @@ class Technique(Parameters):
     """Hold a technique's parameters; `apply` changes a model now, `accompany` prepares it for training."""
 
     grain: ClassVar[Grain] = Grain.NONE
+    #: Several layers read one weight after it: units are cut for all of them or not at all.
+    ties: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
@@ -174,6 +176,14 @@ class Technique(Parameters):
     def cuts(self) -> Grain:
         """Return what these parameters cut; the class's grain unless a technique says otherwise."""
         return self.grain
+
+    def cuts_tied(self, meanwhile: bool = False) -> bool:
+        """Say whether it leaves layers that share their weights as they are, or cuts all of them alike.
+
+        Args:
+            meanwhile: while they are becoming one, in the same train; else after it.
+        """
+        return self.cuts == Grain.NONE if meanwhile else self.cuts not in (Grain.UNIT, Grain.WEIGHT)
 
     @property
     def can_apply(self) -> bool:

@@ -89,8 +89,14 @@ class LeanClassifier(nn.Module):
         model = anatomy.model
         self.embeddings = LeanEmbeddings(anatomy, token_types)
         last = anatomy.num_layers - 1
+        apart = shares_with_last(anatomy)
         self.layers = nn.ModuleList(
-            LeanLayer(layer, first_token=layer.index == last and _is_enough(layer)) for layer in anatomy.layers
+            LeanLayer(
+                layer,
+                first_token=layer.index == last and _is_enough(layer),
+                merges=layer.index not in apart,
+            )
+            for layer in anatomy.layers
         )
         self.in_full = any(layer.in_full for layer in self.layers)
         self.head = cast("Callable[[Tensor], Tensor]", _Head(model, anatomy.family.name))
@@ -156,9 +162,15 @@ class LeanEmbeddings(nn.Module):
 
 
 class LeanLayer(nn.Module):
-    """Attend and feed forward, for every token or for the first alone."""
+    """Attend and feed forward, for every token or for the first alone.
 
-    def __init__(self, layer: Layer, first_token: bool) -> None:
+    Args:
+        layer: of the model.
+        first_token: give the state of the first token alone.
+        merges: make one product of query, key and value where possible.
+    """
+
+    def __init__(self, layer: Layer, first_token: bool, merges: bool = True) -> None:
         super().__init__()
         module: Any = layer.module
         self.first_token = first_token
@@ -169,9 +181,9 @@ class LeanLayer(nn.Module):
         shared = [layer.part(role) for role in ("query", "key", "value")]
         self.alike = alike(shared)
         if self.heads and first_token:
-            self.query, self.key_value = Together(shared[:1]), Together(shared[1:])
+            self.query, self.key_value = Together(shared[:1]), Together(shared[1:], merges)
         elif self.heads:
-            self.projections = Together(shared)
+            self.projections = Together(shared, merges)
         self.output, self.attention_norm = layer.part("output"), layer.part("attention_norm")
         self.up, self.down, self.output_norm = layer.part("up"), layer.part("down"), layer.part("output_norm")
         feed_forward = module.ffn if layer.family.name == "distilbert" else module.intermediate
@@ -230,6 +242,22 @@ def _is_enough(layer: Layer) -> bool:
     """Say whether the first token's query is all that a layer needs to answer for that token."""
     mechanism: Mechanism | None = getattr(layer.attention, "mechanism", None)
     return mechanism is None or mechanism.first_alone
+
+
+def shares_with_last(anatomy: Anatomy) -> set[int]:
+    """Return the last layer and those that share its key's or value's weight, or nothing where none does.
+
+    The last layer's query stands apart from its key and value; so the products of those that share its weights do not
+    become one, or the file would hold these weights twice.
+    """
+    weights = [{one for role in ("key", "value") for one in _tensors(layer.part(role))} for layer in anatomy.layers]
+    sharing = {index for index, own in enumerate(weights) if own & weights[-1]}
+    return sharing if len(sharing) > 1 else set()
+
+
+def _tensors(linear: nn.Module) -> set[int]:
+    """Return what tells the tensors of a linear apart from others."""
+    return {id(tensor) for tensor in linear.state_dict(keep_vars=True).values()}
 
 
 def table_of(embedding: nn.Module) -> Tensor:

@@ -69,7 +69,9 @@ def replay(model: nn.Module, records: Sequence[Record]) -> nn.Module:
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Say whether plain Transformers can build the edited model from its config alone."""
+    """Say whether plain Transformers can build the edited model from its config alone, and fill all of its places."""
+    if any(record["edit"] == "tie_weights" for record in journal_of(model)):
+        return False  # the file holds a shared weight once
     if not is_read(model.config, {}) or any(mechanisms_of(model)):
         return False
     try:
