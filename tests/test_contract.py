@@ -110,12 +110,19 @@ def test_technique_on_a_language_model(
     )
 
 
+def divides(one: Technique, two: Technique) -> bool:
+    """Say whether the groups of one can divide the ranks that the other leaves; here they cannot, and it is refused."""
+    grouped = any(isinstance(each, Quantize) and isinstance(each.group, int) for each in (one, two))
+    return not (grouped and any(isinstance(each, Factor) for each in (one, two)))
+
+
 COMPANIONS = [row[0] for row in ROWS if row[0].can_accompany]
 PAIRS = [
     (one, two)
     for index, one in enumerate(COMPANIONS)
     for two in COMPANIONS[index + 1 :]
     if one.cuts != two.cuts or one.cuts == Grain.NONE  # two that cut the same never stand together
+    if divides(one, two)
     if not (one.ties and not two.cuts_tied(meanwhile=True)) and not (two.ties and not one.cuts_tied(meanwhile=True))
 ]
 

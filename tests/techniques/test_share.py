@@ -157,23 +157,31 @@ def test_files_hold_each_shared_tensor_once(pack: Any, toy_task: Task, saved_bas
     again = reloaded(shared, tmp_path / "shared", context)
     if isinstance(pack, Quantize) and pack.activations == "static":
         assert len({float(linear.activation_scale) for linear in matrices(again, "up")}) == 3
-    # two of three copies of each matrix; an artifact holds the floats that codes stand for
-    bits = pack.bits if isinstance(pack, Quantize) else 32
-    spared = 2 * (4 * 64 * 64 + 2 * 64 * 128) * bits // 8
+    # two of three copies of each matrix and its steps; an artifact holds the floats that codes stand for
+    spared = 2 * 4 * (4 * 64 * 64 + 2 * 64 * 128)
+    if isinstance(pack, Quantize):
+        spared = 2 * sum(matrix_bytes(matrices(again, role)[0]) for role in Share().roles(again))
     examples = examples_of(again, context.data.evaluation, 8)
     for to in ("onnx", "openvino"):
         one, three = (
             artifact_bytes(model, to, tmp_path / f"{to}-{name}", examples)
             for name, model in (("one", again), ("three", apart))
         )
-        assert 0.95 * spared < three - one < 1.35 * spared, (to, one, three, spared)
+        assert 0.9 * spared < three - one < 1.35 * spared, (to, one, three, spared)
+
+
+def matrix_bytes(linear: nn.Module) -> int:
+    """Return the bytes of a packed matrix, its steps and zero points."""
+    return sum(
+        tensor.nbytes for name, tensor in linear.state_dict().items() if name != "bias" and "activation" not in name
+    )
 
 
 def artifact_bytes(model: nn.Module, to: str, folder: Path, examples: Any) -> int:
     """Return the size of an artifact, having checked that it agrees with the model."""
     folder.mkdir()
     write_artifact(model, to, folder / FORMATS[to][0], examples)
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def test_gradients_come_from_every_use(context: Context) -> None:
@@ -213,10 +221,10 @@ def test_a_full_rank_difference_is_the_layer_itself(context: Context, tmp_path: 
     assert count_parameters(whole) > count_parameters(context.base)
     torch.testing.assert_close(logits(whole, context), logits(context.base, context), atol=1e-4, rtol=0)
     own = matrices(context.base, "up")[0].weight
-    lost = [
-        float((matrices(Share(groups="all", rank=rank).apply(fresh(context), context), "up")[0].weight - own).norm())
-        for rank in (0, 4, 8)
-    ]
+    lost = []
+    for rank in (0, 4, 8):
+        relaxed = Share(groups="all", rank=rank).apply(fresh(context), context)
+        lost.append(float((matrices(relaxed, "up")[0].weight - own).detach().norm()))
     assert lost[0] > lost[1] > lost[2] > 0
     model = reloaded(Share(groups="all", rank=4).apply(fresh(context), context), tmp_path / "relaxed", context)
     assert matrices(model, "up")[0].shared.weight is matrices(model, "up")[1].shared.weight

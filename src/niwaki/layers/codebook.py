@@ -132,14 +132,17 @@ class ClusteredEmbedding(Codebook):
 def in_floats(model: nn.Module) -> nn.Module:
     """Return a model with ordinary linears and tables in the place of clustered ones; the one given is left as it was.
 
-    Everything else is shared between the two. Without a clustered layer it is the model itself.
+    Everything else is shared between the two, and layers with the same codes have the same weights. Without a clustered
+    layer it is the model itself.
     """
     if not any(isinstance(module, Codebook) for module in model.modules()):
         return model
     memo: dict[int, Any] = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    weights: dict[int, nn.Parameter] = {}
     for module in model.modules():
         if isinstance(module, ClusteredLinear):
-            memo[id(module)] = _as_linear(module)
+            weight_OI = weights.setdefault(id(module.codes), nn.Parameter(module.weight, requires_grad=False))
+            memo[id(module)] = _as_linear(module, weight_OI)
         elif isinstance(module, ClusteredEmbedding):
             memo[id(module)] = nn.Embedding.from_pretrained(module.weight, padding_idx=module.padding_idx)
         elif not list(module.children()):
@@ -147,12 +150,12 @@ def in_floats(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _as_linear(clustered: ClusteredLinear) -> nn.Linear:
-    """Return an ordinary linear with the weights looked up."""
+def _as_linear(clustered: ClusteredLinear, weight_OI: nn.Parameter) -> nn.Linear:
+    """Return an ordinary linear with the weights that were looked up."""
     linear: nn.Linear = nn.utils.skip_init(
         nn.Linear, clustered.in_features, clustered.out_features, bias=clustered.bias is not None
     )
-    linear.weight = nn.Parameter(clustered.weight, requires_grad=False)
+    linear.weight = weight_OI
     if clustered.bias is not None:
         linear.bias = nn.Parameter(clustered.bias, requires_grad=False)
     linear.train(clustered.training)

@@ -24,12 +24,12 @@ from niwaki.layers.fake import (
 )
 from niwaki.surgery import quantize_embedding
 from niwaki.technique import Companion
+from niwaki.techniques.quantize.calibration import Calibration, Wanted
+from niwaki.techniques.quantize.packing import put
 from niwaki.techniques.quantize.rounding import mean_square
 
 Matrix = nn.Linear | nn.Embedding
 Activations = Literal["dynamic", "static", "none"]
-#: What packs a linear: model, name, integers, ranges of static activations by name.
-Pack = Callable[[nn.Module, str, Rounded, Mapping[str, tuple[float, float]]], None]
 #: What stands beside a weight while it trains.
 SCAFFOLDING = ("start_scale", "growth", "start_zero", "shift", "rows", "start_input", "growth_input", "shift_input")
 
@@ -66,12 +66,10 @@ class Steps(Companion):
     Args:
         model: to be trained.
         plans: by name, how each matrix is rounded.
-        pack: what packs a linear at the end.
     """
 
-    def __init__(self, model: nn.Module, plans: Mapping[str, Plan], pack: Pack) -> None:
+    def __init__(self, model: nn.Module, plans: Mapping[str, Plan]) -> None:
         super().__init__()
-        self.pack = pack
         # by module, not by name: coarser companions may move it
         self.plans: dict[nn.Module, Plan] = {}
         self.widths: dict[nn.Module, int] = {}
@@ -103,7 +101,8 @@ class Steps(Companion):
             if isinstance(module, nn.Embedding):
                 quantize_embedding(model, module=name, bits=plan.grid.bits, values=rounded[name])
             else:
-                self.pack(model, name, rounded[name], limits)
+                wanted = Wanted("nearest", plan.activations, grid=plan.grid)
+                put(model, name, Calibration({name: wanted}, ranges=limits), rounded[name])
         return model
 
     @torch.no_grad()

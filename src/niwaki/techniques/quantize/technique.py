@@ -26,7 +26,7 @@ from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.quantize import measured, rounding
 from niwaki.techniques.quantize.aware import Plan, Steps
 from niwaki.techniques.quantize.calibration import Calibration, Wanted, calibrate
-from niwaki.techniques.quantize.packing import DATA_FREE, ROWS, affine, pack, pack_linears, put
+from niwaki.techniques.quantize.packing import DATA_FREE, ROWS, affine, pack, pack_linears
 from niwaki.techniques.quantize.reduced import ranges_told, reduces
 from niwaki.techniques.quantize.sensitivity import within
 
@@ -309,9 +309,7 @@ class Quantize(Technique):
         rows = Plan(Grid(self.table_bits), nearest if self.by == "nearest" else rounding.mean_square)
         plans = {name: _plan(name, found) for name in own} | dict.fromkeys(tables, rows)
         plans |= {name: _plan(name, found) for name in heads}  # the table's own steps, which stand there first
-        return Steps(
-            model, plans, lambda model, name, rounded, ranges: put(model, name, replace(found, ranges=ranges), rounded)
-        )
+        return Steps(model, plans)
 
     def _check_learns(self, name: str) -> None:
         """Refuse, inside train, what does its work at once."""
