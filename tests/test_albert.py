@@ -119,7 +119,8 @@ def test_a_file_holds_the_layer_once(context: Context, tmp_path: Path) -> None:
     held = 4 * count_parameters(context.base)
     for to in ("onnx", "openvino"):
         write_artifact(fresh(context), to, tmp_path / FORMATS[to][0], examples)
-    assert (tmp_path / FORMATS["onnx"][0]).stat().st_size < held + 3 * MATRICES  # and the graph
+    # the graph takes less than a second copy of the layer would
+    assert (tmp_path / FORMATS["onnx"][0]).stat().st_size < held + 4 * MATRICES
     assert (tmp_path / FORMATS["openvino"][0]).with_suffix(".bin").stat().st_size < held + MATRICES
 
 

@@ -220,7 +220,7 @@ def test_values_mean_what_they_say(written: str, meant: Any):
 @pytest.mark.parametrize(
     ("text", "place", "wrong", "expected", "fix"),
     [
-        ("steps: [quantise]", "steps[0]", 'there is no technique "quantise"', "train, cluster, distill", "quantize"),
+        ("steps: [quantise]", "steps[0]", 'there is no technique "quantise"', "train, attend, cluster", "quantize"),
         ("steps: [{train: {together: [pruns]}}]", "steps[0].together[0]",
          '"pruns"', "distill, drop", "prune"),
         ("steps: [{prune: {keep_neuron: 1}}]", "steps[0]",

@@ -281,9 +281,7 @@ def test_journal_counts_layers_as_the_base_does():
     assert plain_words([build, trimmed]) == ["1,500 of 30,522 tokens kept"]
     pair = {"edit": "factor_embedding", "module": "lm.embed", "rank": 128, "head": "lm_head"}
     assert plain_words([pair]) == ["1 embedding table and the tied head as a pair of rank 128"]
-    assert plain_words([{"edit": "swap_attention", "layer": 1, "kind": "linear"}]) == [
-        "swap attention: layer 1, kind linear"
-    ]
+    assert plain_words([{"edit": "turn_around", "layer": 1, "kind": "linear"}]) == ["turn around: layer 1, kind linear"]
 
 
 def test_page_is_whole_self_contained_and_well_formed(tmp_path: Path):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from niwaki.anatomy import anatomy_of, uses_of
 from niwaki.bits import unpack_bits
 from niwaki.errors import MismatchError
 from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear
@@ -69,12 +70,15 @@ def audit(model: nn.Module, found: Weights, place: str) -> None:
 
 
 def _products(model: nn.Module) -> Iterator[tuple[str, Array]]:
-    """Yield the integers (O, I) of each quantized linear, around 0 where they are stored so."""
+    """Yield the integers (O, I) of each quantized linear, around 0 where they are stored so, once for each product."""
+    uses = uses_of(model)
+    repeated = tuple(f"{layer.path}." for layer in anatomy_of(model).layers) if uses > 1 else ()
     for name, module in model.named_modules(remove_duplicate=False):
+        times = uses if name.startswith(repeated) else 1
         if isinstance(module, QuantizedLinear):
-            yield name, module.weight.numpy()
+            yield from [(name, module.weight.numpy())] * times
         elif isinstance(module, PackedLinear):
-            yield name, module.integers().numpy()
+            yield from [(name, module.integers().numpy())] * times
 
 
 def _word_tables(model: nn.Module) -> Iterator[tuple[str, Array]]:
