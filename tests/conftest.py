@@ -81,7 +81,7 @@ def build_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=MAX_LENGTH,
-        model_input_names=names if family in ("bert", "electra") else [names[0], names[2]],
+        model_input_names=names if family in ("bert", "electra", "albert") else [names[0], names[2]],
         bos_token=start,
         eos_token=end,
         cls_token=start,
@@ -94,7 +94,7 @@ def build_tokenizer(family: str = "bert") -> PreTrainedTokenizerFast:
 
 def build_config(family: str, layers: int, hidden: int, heads: int, neurons: int, labels: int) -> Any:
     """Build the configuration of a tiny model; weights are drawn wide, so that outputs differ visibly."""
-    from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
+    from transformers import AlbertConfig, BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
 
     names = dict(enumerate(LABELS if labels == 2 else (f"class-{index}" for index in range(labels))))
     common = {
@@ -116,6 +116,8 @@ def build_config(family: str, layers: int, hidden: int, heads: int, neurons: int
     if family == "roberta":  # positions start after the pad id, hence two more rows
         special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
         return RobertaConfig(**{**usual, "max_position_embeddings": MAX_LENGTH + 2}, **special)
+    if family == "albert":  # one layer that runs `layers` times
+        return AlbertConfig(**usual, embedding_size=hidden // 2, pad_token_id=0)
     if family == "electra":
         return ElectraConfig(**usual, embedding_size=hidden // 2, pad_token_id=0)
     if family == "distilbert":

@@ -62,6 +62,7 @@ class Run:
     """Stand for a run that compress or finetune made."""
 
     folder: Path = Path("runs/small")
+    is_measured = True
 
     @property
     def members(self) -> list[Run]:

@@ -15,6 +15,7 @@ _HOME = {
     "Task": "task",
     "Recipe": "recipe",
     "Train": "train",
+    "Attend": "techniques.attend.technique",
     "Cluster": "techniques.cluster",
     "Distill": "techniques.distill",
     "Drop": "techniques.drop",
@@ -22,6 +23,7 @@ _HOME = {
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
     "Replace": "techniques.replace",
+    "Share": "techniques.share",
     "Trim": "techniques.trim",
     "Measurement": "measure",
     "Budget": "budget",
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from niwaki.technique import Companion as Companion
     from niwaki.technique import Context as Context
     from niwaki.technique import Technique as Technique
+    from niwaki.techniques.attend.technique import Attend as Attend
     from niwaki.techniques.cluster import Cluster as Cluster
     from niwaki.techniques.distill import Distill as Distill
     from niwaki.techniques.drop import Drop as Drop
@@ -101,6 +104,7 @@ if TYPE_CHECKING:
     from niwaki.techniques.prune import Prune as Prune
     from niwaki.techniques.quantize import Quantize as Quantize
     from niwaki.techniques.replace import Replace as Replace
+    from niwaki.techniques.share import Share as Share
     from niwaki.techniques.trim import Trim as Trim
     from niwaki.train import Train as Train
 

@@ -40,6 +40,7 @@ class Family:
         language_head: the linear from hidden state to vocabulary, below the task model, of a family that writes text.
         first_token: whether the classification head reads the first token's hidden state alone.
         config_layers, config_neurons: names of the counts in the config.
+        config_uses: name of the number of times that the same layers run, in a family that repeats them (else empty).
         config_heads: the same of heads.
         config_key_value_heads: the same of key and value heads, of a family whose config states the size of a head too
             (under the name `head_size`); in the others it is the hidden width divided by the number of heads.
@@ -74,6 +75,7 @@ class Family:
     config_neurons: str = "intermediate_size"
     config_heads: str = "num_attention_heads"
     config_key_value_heads: str = ""
+    config_uses: str = ""
 
 
 def _llama(name: str) -> Family:
@@ -137,6 +139,24 @@ FAMILIES: dict[str, Family] = {
             config_layers="n_layers",
             config_neurons="hidden_dim",
             config_heads="n_heads",
+        ),
+        Family(
+            "albert",
+            backbone="albert",
+            embedding_projection="encoder.embedding_hidden_mapping_in",
+            layers="encoder.albert_layer_groups.0.albert_layers",
+            query="attention.query",
+            key="attention.key",
+            value="attention.value",
+            output="attention.dense",
+            attention="attention",
+            up="ffn",
+            down="ffn_output",
+            attention_norm="attention.LayerNorm",
+            output_norm="full_layer_layer_norm",
+            pooler="albert.pooler",
+            config_layers="",
+            config_uses="num_hidden_layers",
         ),
         _llama("llama"),
         _llama("mistral"),
@@ -205,6 +225,11 @@ class Layer:
         return self.group_size * self.head_size if kind == "heads" else 1
 
     @property
+    def norms_inside(self) -> bool:
+        """Say whether the attention module adds its input and normalises: without heads it is still needed."""
+        return self.family.attention_norm.startswith(f"{self.family.attention}.")
+
+    @property
     def head_size(self) -> int:
         """Return the width of one head."""
         return int(getattr(self.attention, self.family.head_size))
@@ -243,6 +268,21 @@ class Anatomy:
     def num_layers(self) -> int:
         """Return the number of layers that are left."""
         return len(self.layer_list)
+
+    @property
+    def uses(self) -> int:
+        """Return how many times the layers run, one after the other: 1 but in a family that repeats them."""
+        return int(getattr(self.model.config, self.family.config_uses)) if self.family.config_uses else 1
+
+    def refuse_repeated(self, what: str, fix: str = "") -> None:
+        """Refuse what needs layers that run once, in a model that runs the same ones again and again."""
+        if self.family.config_uses:
+            layers = "one layer" if self.num_layers == 1 else "the same layers"
+            raise NiwakiError(
+                f"{what}: {_article(self.family.name)} runs {layers} {self.uses} times",
+                expected="a model whose layers each run once",
+                fix=fix,
+            )
 
     @property
     def layers(self) -> list[Layer]:
@@ -322,7 +362,7 @@ class Anatomy:
 def rows_of(module: nn.Module) -> int:
     """Return the number of rows of a linear's or an embedding's weight: outputs, or words."""
     if isinstance(outputs := getattr(module, "out_features", None), int):
-        return outputs  # of two factors the weight is a product
+        return outputs  # of a linear of several the weight is a product, or there is none
     weight = module.weight
     assert isinstance(weight, Tensor)
     return int(weight.shape[0])
@@ -349,7 +389,22 @@ def anatomy_of(model: nn.Module) -> Anatomy:
             expected=f"one of {', '.join(sorted(FAMILIES))}",
             fix="a model of a known family, or add its table to niwaki.anatomy.FAMILIES",
         )
+    groups = getattr(cast(Any, model).config, "num_hidden_groups", 1)
+    if groups > 1:
+        raise NiwakiError(
+            f"{_article(kind)} with {groups} groups of layers", expected="one group, as the published ones have"
+        )
     return Anatomy(FAMILIES[kind], model)
+
+
+def uses_of(model: nn.Module) -> int:
+    """Return how many times the layers of any model run in one pass; 1 where its family is not known."""
+    known = getattr(getattr(model, "config", None), "model_type", None) in FAMILIES
+    return anatomy_of(model).uses if known else 1
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def label_names(model: nn.Module) -> list[str]:
@@ -358,16 +413,25 @@ def label_names(model: nn.Module) -> list[str]:
     return [config.id2label[index] for index in sorted(config.id2label)]
 
 
+def first_position(model: nn.Module) -> int:
+    """Return the position of a text's first token: RoBERTa counts from its padding index + 1, the others from 0."""
+    config: Any = model.config
+    return int(config.pad_token_id) + 1 if config.model_type == "roberta" else 0
+
+
+def longest_read(model: nn.Module) -> int:
+    """Return how many tokens a model has positions for."""
+    config: Any = model.config
+    return int(config.max_position_embeddings) - first_position(model)
+
+
 def longest_input(model: nn.Module, tokenizer: Any, asked: int | None = None) -> int:
     """Return how many tokens a text is cut to: `asked`, or what model and tokenizer can read.
 
     Raises:
         NiwakiError: more is asked for than the model can read.
     """
-    config: Any = model.config
-    # RoBERTa counts positions from its padding index + 1, so that many positions are never used
-    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
-    reads = int(min(config.max_position_embeddings - offset, tokenizer.model_max_length))
+    reads = int(min(longest_read(model), tokenizer.model_max_length))
     if asked is not None and asked > reads:
         raise NiwakiError(f"max_length is {asked}", expected=f"at most {reads}, which the model can read")
     return asked or reads

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import anatomy_of
+from niwaki.anatomy import anatomy_of, uses_of
 from niwaki.task import Encoded
 
 Batches = Iterable[dict[str, Tensor]]
@@ -208,7 +208,7 @@ def input_products(
     modules = {name: model.get_submodule(name) for name in names}
     with evaluating(model):
         passes = ((batch["attention_mask"], partial(model, **inputs_of(batch))) for batch in batches)
-        return products_over(modules, passes, squares_only=squares_only)
+        return products_over(modules, passes, squares_only=squares_only, once=uses_of(model) == 1)
 
 
 def products_over(
@@ -217,6 +217,7 @@ def products_over(
     *,
     squares_only: bool = False,
     dtype: torch.dtype = torch.float64,
+    once: bool = True,
 ) -> dict[str, Tensor]:
     """Return X^T X (I, I) of the inputs X of linears, or only its diagonal (I,), over whatever passes run them.
 
@@ -225,6 +226,7 @@ def products_over(
         passes: attention masks (B, T), each with what runs the linears on that batch.
         squares_only: sum up ||X_j||^2 alone.
         dtype: of the sums; in 32 bits there is never a second matrix of their size in memory.
+        once: whether a pass runs each linear no more than once, and may end when all have run.
     """
     mask: list[Tensor] = []
     reader: dict[str, str] = {}  # the first linear that reads what this one reads
@@ -244,7 +246,7 @@ def products_over(
                     sums[name] = torch.zeros(shape, dtype=dtype, device=real_PI.device)
             _add_products(sums[name], real_PI, squares_only)
         seen.add(name)
-        if len(seen) == len(modules):
+        if once and len(seen) == len(modules):
             raise _Enough
 
     with watched(modules, see):
@@ -291,20 +293,21 @@ def cross_products(model: nn.Module, whole: nn.Module, names: Sequence[str], bat
 
 
 def _read_by(model: nn.Module, names: Sequence[str], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what each linear reads of one batch, (P, I), padding left out."""
-    read: dict[str, Tensor] = {}
+    """Return what each linear reads of one batch, (P, I), padding left out; of each time it runs, one after another."""
+    read: dict[str, list[Tensor]] = {}
     mask: list[Tensor] = []
+    once = uses_of(model) == 1
 
     def see(name: str, states: Tensor, output: Tensor) -> None:
-        read[name] = _real(states, mask[0]).flatten(0, -2).float().clone()
-        if len(read) == len(names):
+        read.setdefault(name, []).append(_real(states, mask[0]).flatten(0, -2).float().clone())
+        if once and len(read) == len(names):
             raise _Enough
 
     with watched({name: model.get_submodule(name) for name in names}, see):
         for inputs in _evaluated(model, [batch], mask):
             with contextlib.suppress(_Enough):
                 model(**inputs)
-    return read
+    return {name: torch.cat(states) for name, states in read.items()}
 
 
 class _Enough(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -140,7 +141,7 @@ def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], assign: bool
 
     Args:
         model: of the shapes of the tensors.
-        tensors: by name; of a tied language head the table alone.
+        tensors: by name; of those that are one tensor, the first alone.
         assign: put them in the places of the model's own, else copy the numbers.
 
     Raises:
@@ -151,8 +152,32 @@ def put_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], assign: bool
         head, table = names
         shared = [name for name in model.get_submodule(head).state_dict() if f"{table}.{name}" in tensors]
         tensors = {**{f"{head}.{name}": tensors[f"{table}.{name}"] for name in shared}, **tensors}
+    ones = _ones(model)
+    tensors = {**{name: tensors[one[0]] for one in ones if one[0] in tensors for name in one}, **tensors}
     model.load_state_dict(tensors, strict=True, assign=assign)
     tie_head(model)
+    for first, *others in ones:
+        for name in others:
+            _set(model, name, _get(model, first))
+
+
+def _ones(model: nn.Module) -> list[list[str]]:
+    """Return the names of the tensors that are one tensor, one list a tensor, in the order of the model."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
+def _get(model: nn.Module, name: str) -> torch.Tensor:
+    home, _, leaf = name.rpartition(".")
+    tensor: torch.Tensor = getattr(model.get_submodule(home), leaf)
+    return tensor
+
+
+def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    home, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(home), leaf, tensor)
 
 
 def is_run(folder: str | Path) -> bool:
@@ -318,6 +343,15 @@ def narrow_tokenizer(tokenizer: Any, tokens: Sequence[int]) -> Any:
         )
     again.name_or_path = tokenizer.name_or_path
     return again
+
+
+def reaching(tokenizer: Any, tokens: int) -> Any:
+    """Return the tokenizer that cuts texts at so many tokens, if it cut them shorter; the one given stays as it was."""
+    if tokenizer.model_max_length >= tokens:
+        return tokenizer
+    longer = copy.deepcopy(tokenizer)
+    longer.model_max_length = tokens
+    return longer
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -154,20 +154,23 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
 
 
 def _rows_of_each(sources: Mapping[str, str], task: Task) -> dict[str, Encoded]:
-    """Return the split that quality is measured on as each model reads it; models of one vocabulary share the rows."""
-    known: list[tuple[dict[str, int], Encoded]] = []
+    """Return the split that quality is measured on as each model reads it.
+
+    Models of one vocabulary that read as far share the rows.
+    """
+    known: list[tuple[tuple[dict[str, int], int], Encoded]] = []
     rows: dict[str, Encoded] = {}
     labels: list[str] | None = None
     for name, source in sources.items():
         tokenizer = load_tokenizer(source)
-        vocabulary = tokenizer.get_vocab()
-        found = next((shared for other, shared in known if other == vocabulary), None)
+        reading = (tokenizer.get_vocab(), tokenizer.model_max_length)
+        found = next((shared for other, shared in known if other == reading), None)
         if found is None:
             model = load(source)
             task.check(model)
             labels = labels or label_names(model)  # the base's, so that class ids mean the same for all
             found = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), labels).evaluation
-            known.append((vocabulary, found))
+            known.append((reading, found))
         rows[name] = found
     return rows
 

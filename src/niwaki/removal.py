@@ -43,8 +43,10 @@ class Part:
 
 def parts_of(model: nn.Module, heads: bool = True) -> list[Part]:
     """Return each layer, attention and feed-forward of a model, and each head where asked for, from input to output."""
+    anatomy = anatomy_of(model)
+    anatomy.refuse_repeated("ablate removes a part of one layer")
     parts: list[Part] = []
-    for layer in anatomy_of(model).layers:
+    for layer in anatomy.layers:
         parts += [Part(kind, layer.index) for kind in ("layer", "attention", "feed-forward")]
         if heads:
             parts += [Part("head", layer.index, head) for head in range(layer.heads)]

@@ -61,6 +61,11 @@ class Run:
         return [Run(self.folder / name) for name in self.recipe.family()] or [self]
 
     @property
+    def is_measured(self) -> bool:
+        """Say whether there is a comparison: not of a model that was read block by block, or not to be measured."""
+        return all((member.folder / "measurement.json").is_file() for member in self.members)
+
+    @property
     def comparison(self) -> Comparison:
         """Return what was measured of the run, or of all members, beside the base."""
         return joined([Comparison.read(member.folder / "measurement.json") for member in self.members])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -12,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import longest_input
-from niwaki.checkpoint import narrow_tokenizer
+from niwaki.anatomy import longest_input, longest_read
+from niwaki.checkpoint import narrow_tokenizer, reaching
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
 from niwaki.parts import Parts
-from niwaki.surgery import journal_of, vocabulary_of
+from niwaki.surgery import Record, journal_of, replay, vocabulary_of
 from niwaki.task import Dataset, Encoded, Task
 
 
@@ -79,16 +80,24 @@ class Context:
     def as_read_by(self, model: nn.Module) -> Context:
         """Return the context with the rows and the tokenizer that the model reads, in the token ids that it has now.
 
-        What the model took from the vocabulary stands in its journal; until then this is the context itself.
+        What the model took from the vocabulary, and how much longer texts it reads, stands in its journal; until then
+        this is the context itself. The base, a teacher of what is longer too, reads as far as the model does.
         """
-        ids = vocabulary_of(journal_of(model)[len(journal_of(self.base)) :])
-        if ids is None or (self.base_ids is not None and np.array_equal(self.base_ids, ids)):
+        edits = journal_of(model)[len(journal_of(self.base)) :]
+        ids = vocabulary_of(edits)
+        is_narrowed = ids is not None and not (self.base_ids is not None and np.array_equal(self.base_ids, ids))
+        is_longer = longest_read(model) > longest_read(self.base)
+        if not is_narrowed and not is_longer:
             return self
-        tokens = ids if self.base_ids is None else np.searchsorted(self.base_ids, ids).tolist()
-        tokenizer = narrow_tokenizer(self.tokenizer, tokens)
+        here = replace(self, base=_reading_on(self.base, edits)) if is_longer else self
+        tokenizer = reaching(self.tokenizer, longest_read(model)) if is_longer else self.tokenizer
+        if ids is not None and is_narrowed:
+            tokens = ids if self.base_ids is None else np.searchsorted(self.base_ids, ids).tolist()
+            tokenizer = narrow_tokenizer(tokenizer, tokens)
+            here = replace(here, base_ids=np.array(ids))
         longest = longest_input(model, tokenizer, self.task.max_length)
         data = self.task.encode(tokenizer, longest, list(self.data.labels))
-        return replace(self, data=data, tokenizer=tokenizer, base_ids=np.array(ids))
+        return replace(here, data=data, tokenizer=tokenizer)
 
     def for_base(self, rows: Encoded) -> Encoded:
         """Return rows of `data` with the ids that the base has for the same tokens: what a teacher reads."""
@@ -105,6 +114,16 @@ class Context:
         for start in range(0, len(chosen), batch_size):
             batch = rows.batch(chosen[start : start + batch_size])
             yield {name: value[:, :length] if value.dim() == 2 else value for name, value in batch.items()}
+
+
+def _reading_on(base: nn.Module, edits: Sequence[Record]) -> nn.Module:
+    """Return a copy of the base that reads as far as a model after these edits; its journal stays that of the base."""
+    longer, journal = copy.deepcopy(base), journal_of(base)
+    for record in edits:
+        if record["edit"] == "extend_positions" and record["tokens"] > longest_read(longer):
+            replay(longer, [record])
+    longer.niwaki_journal = list(journal)  # type: ignore[assignment]
+    return longer.requires_grad_(False)
 
 
 class Companion(nn.Module):
@@ -143,6 +162,8 @@ class Technique(Parameters):
     """Hold a technique's parameters; `apply` changes a model now, `accompany` prepares it for training."""
 
     grain: ClassVar[Grain] = Grain.NONE
+    #: Several layers read one weight after it: units are cut for all of them or not at all.
+    ties: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
@@ -155,6 +176,14 @@ class Technique(Parameters):
     def cuts(self) -> Grain:
         """Return what these parameters cut; the class's grain unless a technique says otherwise."""
         return self.grain
+
+    def cuts_tied(self, meanwhile: bool = False) -> bool:
+        """Say whether it leaves layers that share their weights as they are, or cuts all of them alike.
+
+        Args:
+            meanwhile: while they are becoming one, in the same train; else after it.
+        """
+        return self.cuts == Grain.NONE if meanwhile else self.cuts not in (Grain.UNIT, Grain.WEIGHT)
 
     @property
     def can_apply(self) -> bool:

@@ -184,7 +184,8 @@ def _fit(
     """Run the loop to its end, from the last checkpoint where there is one."""
     from accelerate import Accelerator
 
-    fit = _Fit(train, Accelerator(mixed_precision=_mixed(train)), model, companions, rows, context)
+    # its precision holds for a whole process, and two trainings in one may differ: `_Fit` sees to it
+    fit = _Fit(train, Accelerator(mixed_precision="no"), model, companions, rows, context)
     fit.restore()
     model.train()
     with _progress(context, fit) as advance:
@@ -232,12 +233,9 @@ def _progress(context: Context, fit: _Fit) -> Iterator[Callable[[dict[str, float
         yield advance
 
 
-def _mixed(train: Train) -> str:
-    if train.precision != "auto":
-        return "no" if train.precision == "fp32" else "bf16"
-    from accelerate.state import PartialState
-
-    return "bf16" if has_fast_bf16(PartialState().device) else "no"
+def is_bf16(precision: str, device: torch.device) -> bool:
+    """Say whether a training computes in bf16 where that is safe: as asked, or where the hardware has it."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
 class _Fit:
@@ -254,6 +252,7 @@ class _Fit:
     ) -> None:
         self.train, self.accelerator, self.model, self.rows, self.context = train, accelerator, model, rows, context
         self.companions = companions
+        self.is_bf16 = is_bf16(train.precision, accelerator.device)
         joint = Joint(model, companions, context.task)
         groups = _groups(model, train) + [
             group for companion in companions for group in companion.parameter_groups(train.learning_rate)
@@ -303,7 +302,7 @@ class _Fit:
             group["lr"] = rate * factor
         batch = {name: value.to(self.accelerator.device) for name, value in self.rows.batch(indices).items()}
         batch["rows"] = torch.from_numpy(np.ascontiguousarray(indices))
-        with self.accelerator.autocast():
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.is_bf16):
             total, parts = self.joint(batch)
         self.accelerator.backward(total)
         if self.train.gradient_clip:

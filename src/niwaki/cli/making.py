@@ -162,8 +162,7 @@ def compress(
             stream=_stream_under(bounds is not None, stream),
         )
     folders = [str(member.folder) for member in run.members]
-    measured = all((Path(folder) / "measurement.json").is_file() for folder in folders)
-    if not (measure or bounds) or not measured:
+    if not (measure or bounds) or not run.is_measured:
         if measure and not quiet:
             typer.echo("the model was read from disk block by block: nothing was measured", err=True)
         one_or_more = {"run": folders[0]} if len(folders) == 1 else {"runs": folders}

@@ -9,6 +9,7 @@ file itself holds standard operators only.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def write_onnx(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> No
         assert program is not None
         _optimize(program.model)
         _keep_norms_apart(program.model)
+        _hold_once(program.model)
         _forget_tracing(program.model)
         size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
         program.save(path, external_data=size > LARGEST_FILE_BYTES)
@@ -94,6 +96,19 @@ def _optimize(model: onnx_ir.Model) -> None:
         return False if widens else None
 
     optimizer.optimize_ir(model, should_fold=should_fold)
+
+
+def _hold_once(model: onnx_ir.Model) -> None:
+    """Let equal tensors be one, as the weights are that several layers share: tracing and folding gave each its own."""
+    held: dict[tuple[Any, ...], Any] = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and not value.is_graph_output():
+            digest = hashlib.sha256(tensor.tobytes()).digest()
+            first = held.setdefault((tensor.dtype, tuple(tensor.shape), digest), value)
+            if first is not value:
+                value.replace_all_uses_with(first)
+                del model.graph.initializers[name]
 
 
 def _forget_tracing(model: onnx_ir.Model) -> None:

@@ -6,6 +6,7 @@ A model written for training computes things an artifact never needs. What is ta
   the feed-forward run for that token alone;
 * query, key and value read one input: it is rounded to bytes once, and the three products become one;
 * an attention without heads or a feed-forward without neurons adds its bias alone;
+* an attention that sees a window, or is linear, makes no mask with a row for each query;
 * clustered weights are looked up once, and stand in the file as floats;
 * the token-type row is added to the position table when all types are 0, and the attention mask is expanded once.
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import FAMILIES, Anatomy, Layer, anatomy_of
 from niwaki.export.together import Together, alike
+from niwaki.layers.attention import Mechanism, attend
 from niwaki.layers.codebook import in_floats
 from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding
@@ -87,7 +89,16 @@ class LeanClassifier(nn.Module):
         model = anatomy.model
         self.embeddings = LeanEmbeddings(anatomy, token_types)
         last = anatomy.num_layers - 1
-        self.layers = nn.ModuleList(LeanLayer(layer, first_token=layer.index == last) for layer in anatomy.layers)
+        apart = shares_with_last(anatomy)
+        self.layers = nn.ModuleList(
+            LeanLayer(
+                layer,
+                first_token=layer.index == last and _is_enough(layer),
+                merges=layer.index not in apart,
+            )
+            for layer in anatomy.layers
+        )
+        self.in_full = any(layer.in_full for layer in self.layers)
         self.head = cast("Callable[[Tensor], Tensor]", _Head(model, anatomy.family.name))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -95,9 +106,9 @@ class LeanClassifier(nn.Module):
         hidden_BTD = self.embeddings(input_ids, token_type_ids)
         mask_B11T = attention_mask.to(torch.bool)[:, None, None, :]
         # The runtime's attention wants a row of the mask for each query; one expansion serves all layers.
-        mask_B1TT = mask_B11T.expand(-1, -1, input_ids.shape[1], -1)
+        mask_B1TT = mask_B11T.expand(-1, -1, input_ids.shape[1], -1) if self.in_full else mask_B11T
         for layer in self.layers:
-            hidden_BTD = layer(hidden_BTD, mask_B11T if layer.first_token else mask_B1TT)
+            hidden_BTD = layer(hidden_BTD, mask_B1TT if layer.in_full else mask_B11T)
         return self.head(hidden_BTD)
 
 
@@ -151,20 +162,28 @@ class LeanEmbeddings(nn.Module):
 
 
 class LeanLayer(nn.Module):
-    """Attend and feed forward, for every token or for the first alone."""
+    """Attend and feed forward, for every token or for the first alone.
 
-    def __init__(self, layer: Layer, first_token: bool) -> None:
+    Args:
+        layer: of the model.
+        first_token: give the state of the first token alone.
+        merges: make one product of query, key and value where possible.
+    """
+
+    def __init__(self, layer: Layer, first_token: bool, merges: bool = True) -> None:
         super().__init__()
         module: Any = layer.module
         self.first_token = first_token
         self.heads, self.neurons = layer.heads, layer.neurons
         self.scaling = layer.head_size**-0.5
+        self.mechanism: Mechanism | None = getattr(layer.attention, "mechanism", None)
+        self.in_full = not (first_token or self.mechanism)
         shared = [layer.part(role) for role in ("query", "key", "value")]
         self.alike = alike(shared)
         if self.heads and first_token:
-            self.query, self.key_value = Together(shared[:1]), Together(shared[1:])
+            self.query, self.key_value = Together(shared[:1]), Together(shared[1:], merges)
         elif self.heads:
-            self.projections = Together(shared)
+            self.projections = Together(shared, merges)
         self.output, self.attention_norm = layer.part("output"), layer.part("attention_norm")
         self.up, self.down, self.output_norm = layer.part("up"), layer.part("down"), layer.part("output_norm")
         feed_forward = module.ffn if layer.family.name == "distilbert" else module.intermediate
@@ -182,7 +201,11 @@ class LeanLayer(nn.Module):
         if not self.heads:
             return cast(Tensor, self.output.bias)
         query_BQD, key_BTD, value_BTD = self._project(hidden_BTD)
-        context_BQD = attend(query_BQD, key_BTD, value_BTD, mask_B1QT, self.heads, self.scaling)
+        if self.mechanism is None:
+            context_BQD = attend(query_BQD, key_BTD, value_BTD, mask_B1QT, self.heads, self.scaling)
+        else:
+            ask = self.mechanism.first if self.first_token else self.mechanism
+            context_BQD = ask(query_BQD, key_BTD, value_BTD, mask_B1QT[:, 0, 0], self.scaling)
         return cast(Tensor, self.output(context_BQD))
 
     def _project(self, hidden_BTD: Tensor) -> Sequence[Tensor]:
@@ -215,21 +238,26 @@ class _Head(nn.Module):
         return cast(Tensor, self.classifier(hidden_BQD))
 
 
-def attend(
-    query_BQD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask_B1QT: Tensor, heads: int, scaling: float
-) -> Tensor:
-    """Return softmax(Q K' * scaling) V over the tokens where the mask is true, (B, Q, D)."""
-    if torch.onnx.is_in_onnx_export():
-        # The ONNX operator takes heads side by side and spares four transpositions (a tenth of the time at batch 1).
-        output = torch.onnx.ops.attention(
-            query_BQD, key_BTD, value_BTD, mask_B1QT, q_num_heads=heads, kv_num_heads=heads, scale=scaling
-        )
-        return output[0]
-    query, key, value = (
-        tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query_BQD, key_BTD, value_BTD)
-    )
-    context = nn.functional.scaled_dot_product_attention(query, key, value, mask_B1QT, scale=scaling)
-    return context.transpose(1, 2).flatten(2)
+def _is_enough(layer: Layer) -> bool:
+    """Say whether the first token's query is all that a layer needs to answer for that token."""
+    mechanism: Mechanism | None = getattr(layer.attention, "mechanism", None)
+    return mechanism is None or mechanism.first_alone
+
+
+def shares_with_last(anatomy: Anatomy) -> set[int]:
+    """Return the last layer and those that share its key's or value's weight, or nothing where none does.
+
+    The last layer's query stands apart from its key and value; so the products of those that share its weights do not
+    become one, or the file would hold these weights twice.
+    """
+    weights = [{one for role in ("key", "value") for one in _tensors(layer.part(role))} for layer in anatomy.layers]
+    sharing = {index for index, own in enumerate(weights) if own & weights[-1]}
+    return sharing if len(sharing) > 1 else set()
+
+
+def _tensors(linear: nn.Module) -> set[int]:
+    """Return what tells the tensors of a linear apart from others."""
+    return {id(tensor) for tensor in linear.state_dict(keep_vars=True).values()}
 
 
 def table_of(embedding: nn.Module) -> Tensor:

@@ -18,14 +18,18 @@ class Together(nn.Module):
     """Apply linears that share an input: round it once where all round it alike, and multiply once where possible.
 
     Of a pair of factors it is the first that shares its input; the second follows by itself.
+
+    Args:
+        linears: the linears.
+        merges: multiply once where possible; else each by itself.
     """
 
-    def __init__(self, linears: Sequence[nn.Module]) -> None:
+    def __init__(self, linears: Sequence[nn.Module], merges: bool = True) -> None:
         super().__init__()
         self.seconds = nn.ModuleList(one.outer if isinstance(one, FactoredLinear) else nn.Identity() for one in linears)
         linears = [_first(linear) for linear in linears]
         self.alike = alike(linears)
-        merged = _merge(linears) if self.alike else None
+        merged = _merge(linears) if self.alike and merges else None
         self.sizes = [len(cast(Tensor, linear.weight)) for linear in linears] if merged is not None else []
         self.linears = nn.ModuleList([merged] if merged is not None else linears)
 

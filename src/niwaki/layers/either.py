@@ -8,6 +8,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -70,6 +71,21 @@ class Either:
         """Leave the successor alone, and let the predecessor go."""
         self._handle.remove()
         self.predecessor = ()
+
+
+def coins(count: int, probability: float, *, seed: int, progress: float, place: int) -> Tensor:
+    """Toss so many coins; each is true with this probability.
+
+    They are a function of the arguments alone: a training that goes on from a checkpoint tosses the same ones, and so
+    does whoever runs a batch twice.
+
+    >>> tossed, again = (coins(1000, 0.25, seed=0, progress=0.1, place=2) for _ in range(2))
+    >>> torch.equal(tossed, again), 200 < int(tossed.sum()) < 300
+    (True, True)
+    """
+    # a float in [0, 1] times 2^53 is a whole number, another one for each
+    generator = np.random.default_rng([seed, int(progress * 2**53), place])
+    return torch.from_numpy(generator.random(count) < probability)
 
 
 def is_successor(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from niwaki.layers.factored import FactoredLinear
+from niwaki.layers.relaxed import RelaxedLinear
 
 
 class EmptyAttention(nn.Module):
@@ -29,7 +30,7 @@ class EmptyAttention(nn.Module):
     def __init__(self, attention: nn.Module, output: str, heads: str, head_size: str) -> None:
         super().__init__()
         for name, module in attention.named_children():
-            if isinstance(module, nn.Linear | FactoredLinear):
+            if isinstance(module, nn.Linear | FactoredLinear | RelaxedLinear):
                 self.add_module(name, module)
         self.output = output
         if heads:

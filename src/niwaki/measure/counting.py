@@ -19,9 +19,10 @@ from niwaki.checkpoint import stored
 from niwaki.layers.codebook import Codebook
 from niwaki.layers.factored import FactoredLinear
 from niwaki.layers.packed import Packed
+from niwaki.layers.relaxed import RelaxedLinear
 from niwaki.task import Encoded
 
-LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.+)$")
+LAYER = re.compile(r"(?:^|\.)(?:(?:albert_)?layers?|h|blocks?)\.(\d+)\.(.+)$")
 ATTENTION = re.compile(r"^(?:attention|attn|self_attn|self_attention|sa_layer_norm|input_layernorm|ln_1)\.")
 PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__, Tensor.__rmatmul__}
 
@@ -191,8 +192,11 @@ class _ProductCounter(TorchFunctionMode):
 
 
 def _is_linear(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Say whether a module multiplies its floating input (..., I) by a weight (O, I); a pair leaves it to its two."""
-    if isinstance(module, FactoredLinear):
+    """Say whether a module multiplies its floating input (..., I) by a weight (O, I).
+
+    What is made of several linears leaves it to them.
+    """
+    if isinstance(module, FactoredLinear | RelaxedLinear):
         return False
     weight = getattr(module, "weight", None)
     if not (isinstance(weight, Tensor) and weight.dim() == 2 and inputs and isinstance(inputs[0], Tensor)):

@@ -1,4 +1,4 @@
-"""Keep law 2: coarse to fine inside one `Train`, and nothing cuts what is already packed into bits.
+"""Keep law 2: coarse to fine inside one `Train`, nothing cuts what is packed into bits, nor one of several that share.
 
 A wrong order is refused with the right one written out, never mended in silence.
 """
@@ -42,6 +42,7 @@ def check(steps: Sequence[Step]) -> None:
                 place=place,
             )
     _check_packed(steps)
+    _check_tied(steps)
 
 
 def _check_together(together: Sequence[Technique], place: str) -> None:
@@ -55,7 +56,23 @@ def _check_together(together: Sequence[Technique], place: str) -> None:
                 fix=f"- {technique.name}",
                 place=f"{place}.together[{index}]",
             )
+    _check_alone(together, place)
     _check_descent([technique for technique in together if technique.cuts != Grain.NONE], together, place)
+
+
+def _check_alone(together: Sequence[Technique], place: str) -> None:
+    """Refuse what cuts or packs weights that are becoming one weight in the same train."""
+    ties = next((technique for technique in together if technique.ties), None)
+    others = [one for one in together if one is not ties and not one.cuts_tied(meanwhile=True)]
+    if ties is not None and others:
+        other = others[0]
+        when = "after" if other.cuts == Grain.BIT else "before"
+        raise NiwakiError(
+            f"{other.name} cuts {_word(other.cuts)}s of weights that {ties.name} is making one",
+            expected=f"{ties.name} in one train with what cuts all its layers alike, or nothing, as distill",
+            fix=f"{other.name} in a step of its own, {when} this train",
+            place=f"{place}.together",
+        )
 
 
 def _check_descent(cutters: Sequence[Technique], together: Sequence[Technique], place: str) -> None:
@@ -100,6 +117,21 @@ def _check_packed(steps: Sequence[Step]) -> None:
             )
         if packed < 0 and _packs(step):
             packed = index
+
+
+def _check_tied(steps: Sequence[Step]) -> None:
+    """Refuse a step that cuts layers one by one that a step before it made share their weights."""
+    tied = -1
+    for index, step in enumerate(steps):
+        if tied >= 0 and not all(part.cuts_tied() for part in _parts(step)):
+            raise NiwakiError(
+                f"{_label(step)} cuts layer by layer, and steps[{tied}] ({_label(steps[tied])}) has made them share",
+                expected="cuts first, then what several layers share, bits last",
+                fix=f"{_label(step)} before {_label(steps[tied])}",
+                place=f"steps[{index}]",
+            )
+        if any(part.ties for part in _parts(step)):
+            tied = index
 
 
 def _right_order(steps: Sequence[Step]) -> str:

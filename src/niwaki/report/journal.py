@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -9,12 +10,15 @@ from itertools import groupby
 from niwaki.report import units
 from niwaki.report.folders import Row, section
 
-# how the known families call their numbers of layers, heads and feed-forward neurons
-LAYERS = ("num_hidden_layers", "n_layers", "num_layers")
+# how the known families call their numbers of layers (where layers are repeated, of the different ones), heads and
+# feed-forward neurons
+LAYERS = ("inner_group_num", "num_hidden_layers", "n_layers", "num_layers")
 HEADS = ("num_attention_heads", "n_heads")
 NEURONS = ("intermediate_size", "hidden_dim")
 VOCABULARY = ("vocab_size",)
 HIDDEN = ("hidden_size", "dim")
+# the number of a layer in a dotted name, and what follows it
+IN_LAYER = re.compile(r"\.(\d+)\.(.+)")
 KNOWN = {
     "build",
     "keep_layers",
@@ -30,6 +34,10 @@ KNOWN = {
     "quantize_linear",
     "quantize_embedding",
     "sparsify_linear",
+    "swap_attention",
+    "extend_positions",
+    "tie_weights",
+    "relax_linear",
 }
 
 
@@ -40,11 +48,24 @@ class Shape:
     Attributes:
         layers: the base's numbers of the layers that are left, in order.
         heads, neurons: what is left of them, by the base's number of the layer.
+        together: "heads" or "neurons", and layers that share them, which lose the same ones.
     """
 
     layers: list[int]
     heads: dict[int, int] = field(default_factory=dict)
     neurons: dict[int, int] = field(default_factory=dict)
+    together: list[tuple[str, list[int]]] = field(default_factory=list)
+
+    def tie(self, modules: Sequence[str]) -> None:
+        """Note that the layers which these modules stand in share heads or neurons."""
+        found = [match for name in modules if (match := IN_LAYER.search(name))]
+        layers = [self.layers[int(match[1])] for match in found if int(match[1]) < len(self.layers)]
+        if layers:
+            self.together.append(("heads" if "att" in found[0][2] else "neurons", layers))
+
+    def users(self, layer: int, part: str) -> list[int]:
+        """Return the layers that lose a part's units with this one, itself among them."""
+        return [layer, *(one for kind, layers in self.together if kind == part and layer in layers for one in layers)]
 
 
 def plain_words(journal: Sequence[Row]) -> list[str]:
@@ -54,6 +75,9 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     ...              {"edit": "keep_layers", "layers": [0, 2, 4]},
     ...              {"edit": "narrow_heads", "layer": 1, "heads": [0, 1, 5, 7, 8, 11]}])
     ['layers 0, 2, 4 kept, of 6', 'layer 2: 6 of 12 heads']
+    >>> shared = {"edit": "tie_weights", "modules": ["layer.0.output.dense", "layer.1.output.dense"]}
+    >>> plain_words([shared, {"edit": "narrow_neurons", "layer": 1, "neurons": [3, 4]}])[0]
+    'every layer: 2 neurons'
     """
     config = section(next((record for record in journal if record.get("edit") == "build"), {}), "config")
     total = _total(config, LAYERS)
@@ -65,9 +89,11 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
     sentences += _hidden(journal, _total(config, HIDDEN))
     sentences += _sparse(journal)
+    sentences += _shared(journal)
     if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
         whole = _total(config, VOCABULARY)
         sentences.append(f"{len(words[-1].get('tokens', [])):,}{f' of {whole:,}' if whole else ''} tokens kept")
+    sentences += _attention(journal)
     sentences += _factored(journal)
     sentences += _packed(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
@@ -85,7 +111,10 @@ def _follow(journal: Sequence[Row], num_layers: int) -> Shape:
             ("narrow_neurons", "neurons", shape.neurons),
         ):
             if record.get("edit") == edit and record.get("layer", -1) in range(len(shape.layers)):
-                left[shape.layers[record["layer"]]] = len(record.get(part, []))
+                for layer in shape.users(shape.layers[record["layer"]], part):
+                    left[layer] = len(record.get(part, []))
+        if record.get("edit") == "tie_weights":
+            shape.tie(record.get("modules", []))
     return shape
 
 
@@ -125,6 +154,22 @@ def _sparse(journal: Sequence[Row]) -> list[str]:
     return [f"{layers} stored sparse, {sum(left.values()):,} weights left: {where}"]
 
 
+def _shared(journal: Sequence[Row]) -> list[str]:
+    """Count the weights that several linears share, and the rank of what each adds.
+
+    >>> _shared([{"edit": "tie_weights", "modules": ["a", "b"]}, {"edit": "tie_weights", "modules": ["c", "d", "e"]}])
+    ['5 linear layers share 2 weights: smaller, as many products']
+    """
+    ties = [record.get("modules", []) for record in journal if record.get("edit") == "tie_weights"]
+    if not ties:
+        return []
+    ranks = sorted({record.get("rank", 0) for record in journal if record.get("edit") == "relax_linear"})
+    own = f", each with its own difference of rank {units.listed([str(rank) for rank in ranks])}" if ranks else ""
+    weights = f"{len(ties)} weight{'s' * (len(ties) != 1)}"
+    layers = len({name for tie in ties for name in tie})
+    return [f"{layers} linear layers share {weights}{own}: smaller, as many products"]
+
+
 def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
     """Tell how many hidden channels are left, and how many outputs of the pooling linear.
 
@@ -139,6 +184,23 @@ def _hidden(journal: Sequence[Row], total: int | None) -> list[str]:
         left = [len(record.get(part, [])) for record in journal if record.get("edit") == edit]
         sentences += [f"{left[-1]:,}{f' of {total:,}' if total else ''} {noun}"] if left else []
     return sentences
+
+
+def _attention(journal: Sequence[Row]) -> list[str]:
+    """Tell how layers attend, and how far the model reads.
+
+    >>> _attention([{"edit": "extend_positions", "tokens": 4096},
+    ...             *({"edit": "swap_attention", "layer": layer, "by": "window", "window": 128} for layer in (0, 1))])
+    ['positions for 4,096 tokens', '2 layers attend by window of 128']
+    """
+    longer = [record.get("tokens", 0) for record in journal if record.get("edit") == "extend_positions"]
+    swapped = {record.get("layer"): record for record in journal if record.get("edit") == "swap_attention"}
+    words = [f"by {one.get('by')}" + (f" of {one['window']}" if "window" in one else "") for one in swapped.values()]
+    told = [
+        f"{words.count(word)} layer{'s attend' if words.count(word) > 1 else ' attends'} {word}"
+        for word in dict.fromkeys(words)
+    ]
+    return [f"positions for {tokens:,} tokens" for tokens in longer[-1:]] + told
 
 
 def _factored(journal: Sequence[Row]) -> list[str]:

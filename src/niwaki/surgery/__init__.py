@@ -11,17 +11,21 @@ vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
 scaling.py     scale_inputs
 factoring.py   factor_linear, factor_embedding
+attention.py   swap_attention, extend_positions
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
+sharing.py     tie_weights, relax_linear
 cutting.py     what the edits cut with
 """
 
+from niwaki.surgery.attention import extend_positions, swap_attention
 from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
 from niwaki.surgery.factoring import factor_embedding, factor_linear
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
 from niwaki.surgery.scaling import scale_inputs
+from niwaki.surgery.sharing import firsts_of, layers_together, refuse_tied, relax_linear, tie_weights, ties_of
 from niwaki.surgery.ties import tie_head, tied_names
 from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
 from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
@@ -33,13 +37,16 @@ __all__ = [
     "cluster_linear",
     "edit",
     "entropy_coded",
+    "extend_positions",
     "factor_embedding",
     "factor_linear",
+    "firsts_of",
     "fixed_tokens",
     "is_plain",
     "is_sparse",
     "journal_of",
     "keep_layers",
+    "layers_together",
     "narrow_heads",
     "narrow_hidden",
     "narrow_neurons",
@@ -47,11 +54,16 @@ __all__ = [
     "narrow_vocabulary",
     "quantize_embedding",
     "quantize_linear",
+    "refuse_tied",
+    "relax_linear",
     "replay",
     "scale_inputs",
     "sparsify_linear",
+    "swap_attention",
     "tie_head",
+    "tie_weights",
     "tied_names",
+    "ties_of",
     "vocabulary_of",
     "word_table",
 ]

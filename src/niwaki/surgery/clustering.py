@@ -9,6 +9,7 @@ from torch import nn
 from niwaki.layers.codebook import ClusteredEmbedding, ClusteredLinear, Codebook
 from niwaki.surgery.cutting import as_linear, as_table, put
 from niwaki.surgery.journal import edit
+from niwaki.surgery.sharing import tie_again
 from niwaki.surgery.ties import tie_head
 
 
@@ -31,6 +32,7 @@ def cluster_linear(
     linear = as_linear(model.get_submodule(module), module)
     put(model, module, ClusteredLinear(linear, bits, group_rows, entropy))
     tie_head(model)
+    tie_again(model)
 
 
 @edit

@@ -11,12 +11,21 @@ from torch import nn
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.factored import FactoredEmbedding, FactoredLinear
+from niwaki.layers.relaxed import RelaxedLinear
+
+#: What is cut as one linear: a matrix, two in a row, or one with a low-rank difference beside it.
+Linear = nn.Linear | FactoredLinear | RelaxedLinear
 
 
-def narrow_linear(linear: nn.Linear | FactoredLinear, index: torch.Tensor, dim: int) -> None:
-    """Keep these rows (`dim` 0) or columns (`dim` 1) of a linear, or of a pair's outer or inner one, in place."""
+def narrow_linear(linear: Linear, index: torch.Tensor, dim: int) -> None:
+    """Keep these rows (`dim` 0) or columns (`dim` 1) of a linear, or of those it is made of, in place."""
     if isinstance(linear, FactoredLinear):
         narrow_linear(linear.inner if dim else linear.outer, index, dim)
+        return
+    if isinstance(linear, RelaxedLinear):
+        for part in (linear.shared, linear.down if dim else linear.up):
+            narrow_linear(cast(nn.Linear, part), index, dim)
+        linear.out_features, linear.in_features = linear.weight.shape
         return
     for pair in linear.children():  # what takes its place at the end of a training
         narrow_linear(cast(FactoredLinear, pair), index, dim)
@@ -72,16 +81,16 @@ def layer_at(model: nn.Module, index: int) -> Layer:
     return layers[index]
 
 
-def linear_of(layer: Layer, role: str) -> nn.Linear | FactoredLinear:
-    """Return the linear that plays a role in a layer, or the pair in its place."""
+def linear_of(layer: Layer, role: str) -> Linear:
+    """Return the linear that plays a role in a layer, or what is in its place."""
     return linear_or_pair(layer.part(role), layer.name_of(role))
 
 
-def linear_or_pair(module: nn.Module, name: str) -> nn.Linear | FactoredLinear:
-    """Return the module as a linear or as two linears in a row, in floats, or refuse another one."""
-    if isinstance(module, FactoredLinear):
-        for half in ("inner", "outer"):
-            as_linear(module.get_submodule(half), f"{name}.{half}")
+def linear_or_pair(module: nn.Module, name: str) -> Linear:
+    """Return the module as a linear, two in a row or one with a difference, in floats, or refuse another one."""
+    if isinstance(module, FactoredLinear | RelaxedLinear):
+        for part, linear in module.named_children():
+            as_linear(linear, f"{name}.{part}")
         return module
     return as_linear(module, name)
 

@@ -10,11 +10,14 @@ from niwaki.errors import NiwakiError
 from niwaki.layers.factored import FactoredEmbedding, FactoredLinear, linear_with, truncated
 from niwaki.surgery.cutting import as_linear, as_table, put
 from niwaki.surgery.journal import edit
+from niwaki.surgery.sharing import users_of
 
 
 @edit
 def factor_linear(model: nn.Module, *, module: str, rank: int, values: FactoredLinear | None = None) -> None:
     """Put two linears, from the inputs to `rank` and from there to the outputs, in the place of one; its bias stays.
+
+    Modules that share the weight share the two matrices.
 
     Args:
         model: any model.
@@ -27,8 +30,9 @@ def factor_linear(model: nn.Module, *, module: str, rank: int, values: FactoredL
     if values is None:
         outer_OR, inner_RI = truncated(linear.weight, rank)
         values = FactoredLinear.of(inner_RI, outer_OR)
-    values.outer.bias = linear.bias
-    put(model, module, values)
+    for name in users_of(model, module):
+        bias = as_linear(model.get_submodule(name), name).bias
+        put(model, name, FactoredLinear(linear_with(values.inner.weight), linear_with(values.outer.weight, bias)))
 
 
 @edit

@@ -18,6 +18,7 @@ def keep_layers(model: nn.Module, *, layers: list[int]) -> None:
         layers: indices, ascending, from 0.
     """
     anatomy = anatomy_of(model)
+    anatomy.refuse_repeated("keep_layers")
     check_indices(layers, anatomy.num_layers, "layers")
     kept = nn.ModuleList([anatomy.layer_list[index] for index in layers])
     parent, _, name = anatomy.layers_name.rpartition(".")

@@ -15,6 +15,7 @@ from niwaki.layers.linear import QuantizedEmbedding, QuantizedLinear, is_int8
 from niwaki.layers.packed import PackedEmbedding, PackedLinear
 from niwaki.surgery.cutting import as_linear, as_table, put
 from niwaki.surgery.journal import Record, edit
+from niwaki.surgery.sharing import tie_again
 from niwaki.surgery.ties import tie_head
 
 
@@ -69,6 +70,7 @@ def quantize_linear(
         )
     put(model, module, packed)
     tie_head(model)
+    tie_again(model)
 
 
 @edit

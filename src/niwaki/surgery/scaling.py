@@ -11,6 +11,7 @@ from niwaki.anatomy import Layer
 from niwaki.errors import NiwakiError
 from niwaki.surgery.cutting import layer_at, linear_of
 from niwaki.surgery.journal import edit
+from niwaki.surgery.sharing import refuse_tied
 
 #: The linears that read one tensor, by the part of the layer that puts it out.
 READERS: dict[str, tuple[str, ...]] = {
@@ -54,7 +55,11 @@ def scale_inputs(model: nn.Module, *, layer: int, source: str, values: Tensor | 
     if source not in READERS or not takes_factors(part, source):
         known = [name for name in READERS if takes_factors(part, name)]
         raise NiwakiError(f"source is {source!r}", expected=f"{', '.join(known)}, in the family {part.family.name}")
-    linears = [linear_of(part, role) for role in readers_of(part)[source]]
+    roles = readers_of(part)[source]
+    linears = [linear_of(part, role) for role in roles]
+    refuse_tied(
+        model, [part.name_of(role) for role in (source, *roles)], "scale_inputs", "factors in front of products"
+    )
     if values is None:
         return
     if not bool((torch.isfinite(values) & (values > 0)).all()):

@@ -25,6 +25,7 @@ from niwaki.surgery.cutting import (
     table_or_pair,
 )
 from niwaki.surgery.journal import edit, is_read
+from niwaki.surgery.sharing import UNIT_ROLES, layers_together, tie_again
 from niwaki.surgery.ties import tie_head
 
 
@@ -33,6 +34,7 @@ def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
     """Keep these attention heads of one layer: rows of query, key and value, and columns of the output projection.
 
     Where several heads share one key and value head, they stay or go together: what is left is as regular as it was.
+    Layers that share these weights lose the same heads.
     With none left the layer attends no more: what stays of the attention is its output bias, without any product.
 
     Args:
@@ -41,24 +43,21 @@ def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
         heads: indices of (query) heads, ascending, from 0; whole groups of those that share keys and values.
     """
     part = layer_at(model, layer)
-    check_indices(heads, part.heads, f"heads of layer {layer}", least=0)
-    linears = {role: linear_of(part, role) for role in ("query", "key", "value", "output")}
+    check_indices(heads, part.heads, f"heads of layer {layer}", least=1 if part.norms_inside else 0)
     rows = _rows_of_units(heads, part.head_size)
     shared_rows = _rows_of_units(_whole_groups(heads, part.group_size, f"heads of layer {layer}"), part.head_size)
-    for role, index, dim in (
-        ("query", rows, 0),
-        ("key", shared_rows, 0),
-        ("value", shared_rows, 0),
-        ("output", rows, 1),
-    ):
-        narrow_linear(linears[role], index, dim=dim)
-    if part.family.heads:
-        setattr(part.attention, part.family.heads, len(heads))
-    if part.family.all_head_size:
-        setattr(part.attention, part.family.all_head_size, len(rows))
-    if not heads:
-        put(model, part.name_of("attention"), _empty_attention(part))
-    else:
+    rows_of_role = {"query": rows, "key": shared_rows, "value": shared_rows}
+    _narrow_users(model, layer, "heads", rows_of_role, rows)
+    for user in _users(model, layer, "heads"):
+        if (mechanism := getattr(user.attention, "mechanism", None)) is not None and heads:
+            mechanism.keep_heads(heads)
+        if part.family.heads:
+            setattr(user.attention, part.family.heads, len(heads))
+        if part.family.all_head_size:
+            setattr(user.attention, part.family.all_head_size, len(rows))
+        if not heads:
+            put(model, user.name_of("attention"), _empty_attention(user))
+    if heads:
         _note_even_heads(model)
 
 
@@ -66,14 +65,14 @@ def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
 def narrow_neurons(model: nn.Module, *, layer: int, neurons: list[int]) -> None:
     """Keep these feed-forward neurons of one layer: rows of the up (and gate) projection, columns of the down one.
 
-    With none left, what stays of the feed-forward is the bias of the down projection.
+    With none left, what stays of the feed-forward is the bias of the down projection. Layers that share these weights
+    lose the same neurons.
     """
     part = layer_at(model, layer)
     check_indices(neurons, part.neurons, f"neurons of layer {layer}", least=0)
     index = torch.tensor(neurons, dtype=torch.int64)
-    for role in ("up", "gate") if part.family.gate else ("up",):
-        narrow_linear(linear_of(part, role), index, dim=0)
-    narrow_linear(linear_of(part, "down"), index, dim=1)
+    wide = ("up", "gate") if part.family.gate else ("up",)
+    _narrow_users(model, layer, "neurons", dict.fromkeys(wide, index), index)
     _note_even_neurons(model)
 
 
@@ -110,6 +109,7 @@ def narrow_hidden(model: nn.Module, *, channels: list[int]) -> None:
         model.config.embedding_size = len(channels)
     _note_even_heads(model)
     tie_head(model)
+    tie_again(model)
 
 
 @edit
@@ -128,6 +128,26 @@ def narrow_pooler(model: nn.Module, *, outputs: list[int]) -> None:
     check_indices(outputs, pooler.out_features, "outputs of the pooling linear")
     narrow_linear(pooler, torch.tensor(outputs), dim=0)
     narrow_linear(head, torch.tensor(outputs), dim=1)
+
+
+def _users(model: nn.Module, layer: int, kind: str) -> list[Layer]:
+    """Return a layer and those that share its units of a kind."""
+    together = next(group for group in layers_together(model, kind) if layer in group)
+    return [layer_at(model, index) for index in together]
+
+
+def _narrow_users(
+    model: nn.Module, layer: int, kind: str, rows: dict[str, torch.Tensor], columns: torch.Tensor
+) -> None:
+    """Narrow what has a part of a layer's units: rows of those that put them out, columns of the one that reads them.
+
+    Each user of shared weights is narrowed alone, for biases are its own, and then all are one again.
+    """
+    indices = {role: (index, 0) for role, index in rows.items()} | {UNIT_ROLES[kind][-1]: (columns, 1)}
+    linears = [(linear_of(user, role), *how) for user in _users(model, layer, kind) for role, how in indices.items()]
+    for linear, index, dim in linears:
+        narrow_linear(linear, index, dim)
+    tie_again(model)
 
 
 def _empty_attention(layer: Layer) -> EmptyAttention:

@@ -91,6 +91,9 @@ class Distill(Technique):
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Compute the teacher's outputs where they are not kept yet, and watch the student's."""
         teacher = self.find_teacher(model, context)
+        if self.hidden or self.relations:
+            for one in (model, teacher):
+                anatomy_of(one).refuse_repeated("distill matches the states of layers", "hidden: 0, relations: 0")
         depths = anatomy_of(model).num_layers, anatomy_of(teacher).num_layers
         pairs = self.layer_pairs(*depths) if self.hidden else []
         layer = (self.relation_layer or anatomy_of(teacher).num_layers) if self.relations else 0

@@ -70,6 +70,7 @@ class Drop(Technique):
 
     def check(self, model: nn.Module) -> None:
         """Refuse to keep layers that are not there."""
+        anatomy_of(model).refuse_repeated(self.name, "prune, factor or quantize, which cut the layer for all its uses")
         count = anatomy_of(model).num_layers
         highest = self.keep_layers if isinstance(self.keep_layers, int) else self.keep_layers[-1] + 1
         if highest > count:

@@ -80,6 +80,10 @@ class Trim(Technique):
             raise ValueError(f"min_count is {self.min_count}, expected 1 where keep_tokens is a share")
         return self
 
+    def cuts_tied(self, meanwhile: bool = False) -> bool:
+        """Say that the layers stay as they are."""
+        return not meanwhile
+
     def check(self, model: nn.Module) -> None:
         """Refuse a packed table, a head that nothing is said of, and files that are not there."""
         table, head = word_table(model), anatomy_of(model).vocabulary_head

@@ -16,7 +16,7 @@ from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.factored import FactoredEmbedding, FactoredLinear
 from niwaki.packable import check_patterns
-from niwaki.surgery import factor_embedding, tied_names, word_table
+from niwaki.surgery import factor_embedding, firsts_of, refuse_tied, tied_names, word_table
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.factor import ranks as rank_of
 from niwaki.techniques.factor.at_once import factor_now, linear_at, losses_by_rank, spectra_of
@@ -108,6 +108,10 @@ class Factor(Technique):
         """Say whether anything but the word table is factored."""
         return self.rank is not None or self.keep < 1.0
 
+    def cuts_tied(self, meanwhile: bool = False) -> bool:
+        """Say that layers which share a matrix share its factors."""
+        return not meanwhile
+
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what this model cannot give."""
         check_patterns(model, self.skip, self.name)
@@ -123,7 +127,10 @@ class Factor(Technique):
             self.table_rank(model)
 
     def shapes(self, model: nn.Module) -> dict[str, Shape]:
-        """Return the shapes of the linears that are chosen, by their dotted names, from input to output."""
+        """Return the shapes of the linears that are chosen, by their dotted names, from input to output.
+
+        Of linears that share a weight it is the first.
+        """
         anatomy = anatomy_of(model)
         words = [role for word in self.modules for role in ROLES.get(word, ())]
         chosen = {layer.name_of(role) for layer in anatomy.layers for role in words if getattr(layer.family, role)}
@@ -135,7 +142,8 @@ class Factor(Technique):
         chosen -= {name for name in chosen if any(fnmatch.fnmatchcase(name, one) for one in self.skip)}
         in_order = [*dict.fromkeys([*anatomy.linear_names(), *linears])]
         self._check_chosen(model, chosen, set(linears))
-        return {name: Shape(*linears[name].weight.shape) for name in in_order if name in chosen & set(linears)}
+        whole = [name for name in in_order if name in chosen & set(linears)]
+        return {name: Shape(*linears[name].weight.shape) for name in firsts_of(model, whole)}
 
     def _check_chosen(self, model: nn.Module, chosen: set[str], linears: set[str]) -> None:
         """Refuse what is packed, a head that is the word table, and no linear at all; what is a pair already stays."""
@@ -217,6 +225,8 @@ class Factor(Technique):
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Stand the factors beside the matrices; what these leave out fades while all learns."""
         self.check(model)
+        if self.cuts_linears:
+            refuse_tied(model, list(self.shapes(model)), "factor in train", "factor as a step of its own")
         pairs: dict[str, Any] = {}
         head = None
         if self.cuts_linears:

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,8 @@ def _stack(model: nn.Module, shape: tuple[int, int] | None, bits: int, place: st
             narrow_heads(built, layer=layer.index, heads=list(range(shape[0])))
             narrow_neurons(built, layer=layer.index, neurons=list(range(shape[1])))
     for name in anatomy.linear_names() if bits == 8 else ():
-        quantize_linear(built, module=name, bits=8, activations="dynamic")
+        if cast(Tensor, built.get_submodule(name).weight).numel():  # none where no neurons are a size
+            quantize_linear(built, module=name, bits=8, activations="dynamic")
     return Stack(words, anatomy.layers if shape else [], place).eval().requires_grad_(False)
 
 

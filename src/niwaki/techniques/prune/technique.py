@@ -8,9 +8,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.factored import pairs_in
 from niwaki.parameters import Parameters
+from niwaki.surgery import refuse_tied, ties_of
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.prune import hard_concrete, movement, units, weights
 from niwaki.techniques.prune.masks import Rule, read_pattern
@@ -130,7 +132,8 @@ class Prune(Technique):
     Raises:
         NiwakiError: nothing would be removed, the method cannot do what is asked, or N:M does not divide a width.
 
-    Composes with: distill (recommended: the rest learns from the whole model), drop before it, quantize after it.
+    Composes with: distill (recommended: the rest learns from the whole model), drop before it, quantize after it; share
+        before it or beside it, whose layers lose the same units, by the sum of their importances.
 
     References:
         Michel, Levy and Neubig 2019, Are Sixteen Heads Really Better than One?, equation 2 (importance of heads).
@@ -217,8 +220,15 @@ class Prune(Technique):
         """Say whether the method works inside a training."""
         return self.by not in ONLY_AT_ONCE
 
+    def cuts_tied(self, meanwhile: bool = False) -> bool:
+        """Say whether units go for all layers that share them: by gates, yes."""
+        weights_there = not (meanwhile and self.by == "magnitude")  # in a training they stand in two parts
+        return "weights" not in self.cut and self.by not in (*METHODS, "hard-concrete") and weights_there
+
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what this model cannot give."""
+        if not self.cuts_tied() and self.cut:
+            self._check_alone(model)
         if "weights" in self.cut:
             weights.check(model, self.rule)
         if (self.by in METHODS or self.learnt_share < 1.0) and (pairs := pairs_in(model)):
@@ -236,6 +246,14 @@ class Prune(Technique):
             assert isinstance(member, Prune)
             if member.by in METHODS and member.cut:
                 member._post_training().check(model)
+
+    def _check_alone(self, model: nn.Module) -> None:
+        """Refuse layers that share weights, or run again and again, where the method takes them one by one."""
+        fix = "prune before share, or by: first-order"
+        for tie in ties_of(model):
+            refuse_tied(model, tie, f"prune by {self.by}", fix)
+        if self.by in METHODS:
+            anatomy_of(model).refuse_repeated(f"prune by {self.by}", "by: first-order")
 
     def family(self) -> dict[str, Technique]:
         """Return one prune for each of several latencies."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -18,7 +18,7 @@ from niwaki.errors import NiwakiError
 from niwaki.layers.channels import ChannelGates, PooledGates
 from niwaki.layers.gates import Gates, Masks, choose, even_counts
 from niwaki.residual import residual_of
-from niwaki.surgery import narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
+from niwaki.surgery import layers_together, narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
 from niwaki.technique import Context
 from niwaki.techniques.prune import hidden, told
 from niwaki.techniques.prune.scheduled import Scheduled
@@ -37,30 +37,50 @@ class Shares:
         of: the share that stays, by kind: "heads", "neurons", "hidden", "pooled" (outputs of the pooling linear).
         even: the same number in every layer; else the model's most important units, wherever they are.
         multiple_of: neurons of a layer, and hidden channels, are rounded to a multiple.
+        together: by kind, the layers that share their units, and lose the same ones.
     """
 
     of: Mapping[str, float]
     even: bool = False
     multiple_of: int = 1
+    together: Mapping[str, list[list[int]]] = field(default_factory=dict)
 
     def on(self, model: nn.Module) -> Shares:
         """Return the shares for a model: of equal layers, the pooling linear is to be as narrow as the channels."""
+        together = {kind: layers_together(model, kind) for kind in self.of if kind not in hidden.WHOLE}
+        shares = replace(self, together=together)
         if not self.even or "hidden" not in self.of:
-            return self
+            return shares
         pooled = hidden.pooled_share(model, self.of["hidden"])
-        return replace(self, of={**self.of, "pooled": pooled}) if pooled < 1.0 else self
+        return replace(shares, of={**self.of, "pooled": pooled}) if pooled < 1.0 else shares
 
     def chosen(self, importances: Mapping[str, list[Tensor]], done: float = 1.0) -> dict[str, list[list[int]]]:
         """Return the units of each kind that stay when the share `done` of the pruning is done."""
         return {
-            kind: choose(
+            kind: for_all(
+                self.together.get(kind, []),
                 values,
-                1.0 - (1.0 - self.of[kind]) * done,
-                self.even,
-                1 if kind == "heads" else self.multiple_of,
+                keep=1.0 - (1.0 - self.of[kind]) * done,
+                even=self.even,
+                multiple_of=1 if kind == "heads" else self.multiple_of,
             )
             for kind, values in importances.items()
         }
+
+
+def for_all(
+    together: list[list[int]], importances: list[Tensor], keep: float, even: bool, multiple_of: int
+) -> list[list[int]]:
+    """Choose the units that stay in each layer; layers that share them keep the same, by the sum of what they say.
+
+    >>> for_all([[0, 2], [1]], [torch.tensor(one) for one in ([3.0, 1.0], [9.0, 8.0], [0.0, 5.0])], 0.75, False, 1)
+    [[1], [0, 1], [1]]
+    """
+    groups = together or [[index] for index in range(len(importances))]
+    summed = [torch.stack([importances[index] for index in group]).sum(dim=0) for group in groups]
+    place = {index: number for number, group in enumerate(groups) for index in group}
+    chosen = choose(summed, keep, even, multiple_of)
+    return [chosen[place[index]] for index in range(len(importances))]
 
 
 def check(model: nn.Module, shares: Shares) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from niwaki.anatomy import anatomy_of
+from niwaki.anatomy import anatomy_of, uses_of
 from niwaki.calibrate import Batches, input_products
 from niwaki.grid import Grid, Rounded, nearest
 from niwaki.parts import Parts
@@ -46,12 +46,14 @@ def pack_linears(
     layers = anatomy_of(model).layers
     inside = {layer.index: [name for name in names if name.startswith(f"{layer.path}.")] for layer in layers}
     last = max((index for index, own in inside.items() if solved & set(own)), default=-1)
-    walk = Walk(model, rows(), parts) if last >= 0 else None
+    # a layer that runs several times is packed for what all its runs read
+    walk = Walk(model, rows(), parts) if last >= 0 and uses_of(model) == 1 else None
     for layer in layers:
         own = inside[layer.index]
         with parts.held(model, layer.path):
             seen = [name for name in own if name in solved]
-            pack(model, own, found, walk.products(layer, seen) if walk and seen else {})
+            products = walk.products(layer, seen) if walk else input_products(model, seen, rows()) if seen else {}
+            pack(model, own, found, products)
             if walk and layer.index < last:
                 walk.go_through(layer)
     rest = [name for name in names if not any(name in own for own in inside.values())]

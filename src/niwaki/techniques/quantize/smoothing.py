@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.calibrate import Sizes
 from niwaki.grid import Grid
-from niwaki.surgery import scale_inputs
+from niwaki.surgery import scale_inputs, ties_of
 from niwaki.surgery.scaling import for_channels, for_inputs, readers_of, takes_factors
 from niwaki.techniques.quantize.rounding import awq_factors
 
@@ -119,28 +119,47 @@ def divided(products_II: Tensor, factors_I: Tensor) -> Tensor:
 
 
 def reading_together(model: nn.Module, names: Collection[str], packed: Collection[str]) -> Iterator[Readers]:
-    """Yield the linears in the order of a forward pass, those together that read one tensor.
+    """Yield the linears in the order of a forward pass, those together that read one tensor, or share a weight.
 
     A part takes factors only where all that read it are among `names`, and where it is a norm or itself packed: what
-    is to stay as it is does.
+    is to stay as it is does. What several layers share takes none, and is multiplied in all of them by the same.
 
     Args:
         model: of a known family.
         names: linears.
         packed: linears that will be packed, and are not yet.
     """
-    rest = dict.fromkeys(names)
+    rest, ties = dict.fromkeys(names), ties_of(model)
+    tied = {name for tie in ties for name in tie}
+    found_all: list[Readers] = []
     for layer in anatomy_of(model).layers:
         for source, roles in readers_of(layer).items():
             found = [name for name in map(layer.name_of, roles) if name in rest]
             if not found:
                 continue
             is_free = source.endswith("norm") or layer.name_of(source) in packed
-            folds = takes_factors(layer, source) and is_free and len(found) == len(roles)
-            yield Readers(tuple(found), layer, source) if folds else Readers(tuple(found))
+            alone = tied.isdisjoint((layer.name_of(source), *found))
+            folds = takes_factors(layer, source) and is_free and alone and len(found) == len(roles)
+            found_all.append(Readers(tuple(found), layer, source) if folds else Readers(tuple(found)))
             for name in found:
                 del rest[name]
-    yield from (Readers((name,)) for name in rest)
+    yield from _joined([*found_all, *(Readers((name,)) for name in rest)], ties)
+
+
+def _joined(readers: list[Readers], ties: list[list[str]]) -> list[Readers]:
+    """Join those that hold modules of one tie, in the place of the first.
+
+    >>> one, two, three = Readers(("q0", "k0")), Readers(("down0",)), Readers(("q1", "k1"))
+    >>> [each.names for each in _joined([one, two, three], [["q0", "q1"], ["k0", "k1"]])]
+    [('q0', 'k0', 'q1', 'k1'), ('down0',)]
+    """
+    joined = list(readers)
+    for tie in ties:
+        held = [one for one in joined if not set(one.names).isdisjoint(tie)]
+        if len(held) > 1:
+            whole = Readers(tuple(name for one in held for name in one.names))
+            joined = [whole if one is held[0] else one for one in joined if one not in held[1:]]
+    return joined
 
 
 def _fold(model: nn.Module, readers: Readers, factors_R: Tensor) -> None:

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from niwaki.layers.either import Either
+from niwaki.layers.either import Either, coins
 from niwaki.schedules import cosine, ramp
 from niwaki.technique import Companion
 
@@ -56,21 +54,6 @@ class Curriculum:
     def holds(self, progress: float) -> bool:
         """Say whether the rest of the model is held still at this progress."""
         return self.hold == "always" or (self.hold == "until-end" and progress < self.end)
-
-
-def coins(count: int, probability: float, *, seed: int, progress: float, place: int) -> Tensor:
-    """Toss so many coins; each is true with this probability.
-
-    They are a function of the arguments alone: a training that goes on from a checkpoint tosses the same ones, and so
-    does whoever runs a batch twice.
-
-    >>> tossed, again = (coins(1000, 0.25, seed=0, progress=0.1, place=2) for _ in range(2))
-    >>> torch.equal(tossed, again), 200 < int(tossed.sum()) < 300
-    (True, True)
-    """
-    # a float in [0, 1] times 2^53 is a whole number, another one for each
-    generator = np.random.default_rng([seed, int(progress * 2**53), place])
-    return torch.from_numpy(generator.random(count) < probability)
 
 
 class Replacing(Companion):

@@ -10,6 +10,7 @@ from torch import nn
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.either import frozen_copies, is_successor
+from niwaki.surgery import refuse_tied, ties_of
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.replace.companion import Curriculum, Pair, Replacing
 from niwaki.techniques.replace.successors import (
@@ -103,8 +104,16 @@ class Replace(Technique):
         """Return LAYER where runs of layers are replaced, else UNIT."""
         return Grain.UNIT if self.keep_layers is None else Grain.LAYER
 
+    def cuts_tied(self, meanwhile: bool = False) -> bool:
+        """Say whether layers are taken as they are; their neurons, and means of them, are made one by one."""
+        return not meanwhile and self.keep_neurons == 1.0 and self.start != "mean"
+
     def check(self, model: nn.Module) -> None:
         """Refuse runs that are not those of this model, and layers that cannot stand for each other."""
+        anatomy_of(model).refuse_repeated(self.name, "prune: {keep_neurons: 0.5}")
+        if not self.cuts_tied():
+            for tie in ties_of(model):
+                refuse_tied(model, tie, self.name, "replace before share, or keep_layers alone")
         count, asked = anatomy_of(model).num_layers, self.keep_layers
         if isinstance(asked, int) and asked > count:
             raise self._not_there(str(asked), count)

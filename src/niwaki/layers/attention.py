@@ -1,0 +1,334 @@
+"""Attention in less than quadratic time and memory: what `swap_attention` puts beside a layer's projections.
+
+A mechanism stands as `mechanism` in the attention module of a layer. That module keeps its class and its linears, so
+that all that prunes, packs or factors them finds them where they were; Transformers asks `answer`, below, what to do
+with queries, keys and values. No tensor with a token in each of two dimensions is made, the mask included.
+"""
+
+# B batch, T tokens, Q queries, K keys, H heads, S width of a head, D = H S, N blocks, W window, G global tokens
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: Name of the implementation, in `config._attn_implementation` of a model whose attention was swapped.
+IMPLEMENTATION = "niwaki"
+
+
+class Mechanism(nn.Module):
+    """Go from queries, keys and values to what the output projection reads.
+
+    Attributes:
+        heads: how many stand side by side in the last dimension.
+        first_alone: whether the first token's answer can be had without the other tokens' queries.
+    """
+
+    heads: int
+    first_alone: bool = True
+
+    def forward(
+        self,
+        query_BTD: Tensor,
+        key_BTD: Tensor,
+        value_BTD: Tensor,
+        real_BT: Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Return the answers of all tokens (B, T, D); a token that is padding is never looked at."""
+        raise NotImplementedError
+
+    def first(self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
+        """Return the answer of the first token alone, (B, 1, D); by default, of one that sees all."""
+        return attend(query_B1D, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling)
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Keep what belongs to these heads."""
+        self.heads = len(heads)
+
+
+class WindowAttention(Mechanism):
+    """Let each token see those less than `window` away on both sides, and some that see, and are seen by, all.
+
+    An input of up to `window` tokens is attended to in full. A longer one is cut into blocks of W tokens, and the
+    queries of a block meet the keys of the block before, their own and the next: 3 W + G keys each.
+
+    Args:
+        heads: number of heads.
+        window: W, at least 1.
+        global_tokens: G, the first tokens of the input, at most W.
+
+    References:
+        Beltagy et al. 2020, Longformer, section 3.1.
+    """
+
+    def __init__(self, heads: int, window: int, global_tokens: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.global_tokens = heads, window, global_tokens
+        self.first_alone = global_tokens > 0
+
+    def forward(
+        self,
+        query_BTD: Tensor,
+        key_BTD: Tensor,
+        value_BTD: Tensor,
+        real_BT: Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Return the answers of all tokens (B, T, D)."""
+        mask_B11T = real_BT[:, None, None, :]
+        if not torch.compiler.is_exporting() and query_BTD.shape[1] <= self.window:  # a graph serves all lengths
+            return attend(query_BTD, key_BTD, value_BTD, mask_B11T, self.heads, scaling, dropout)
+        near_BTD = self._near(query_BTD, key_BTD, value_BTD, real_BT, scaling, dropout)
+        if not self.global_tokens:
+            return near_BTD
+        first_BGD = query_BTD[:, : self.global_tokens]
+        mask_B1GT = mask_B11T.expand(-1, -1, first_BGD.shape[1], -1)
+        far_BGD = attend(first_BGD, key_BTD, value_BTD, mask_B1GT, self.heads, scaling, dropout)
+        return torch.cat([far_BGD, near_BTD[:, self.global_tokens :]], dim=1)
+
+    def _near(
+        self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
+        """Return the answers of tokens that see their window and the global tokens."""
+        batch, tokens, width = query_BTD.shape
+        query_BNWD = in_blocks(query_BTD, self.window)
+        key_BNKD, value_BNKD = (self._seen(states_BTD, query_BNWD.shape[1]) for states_BTD in (key_BTD, value_BTD))
+        mask_BNWK = self._mask(real_BT, query_BNWD.shape[1])
+        near = attend(
+            query_BNWD.flatten(0, 1),
+            key_BNKD.flatten(0, 1),
+            value_BNKD.flatten(0, 1),
+            mask_BNWK.flatten(0, 1)[:, None],
+            self.heads,
+            scaling,
+            dropout,
+        )
+        return near.reshape(batch, -1, width)[:, :tokens]
+
+    def _seen(self, states_BTD: Tensor, blocks: int) -> Tensor:
+        """Return, for each block, the states of the three blocks that it sees, and those of the global tokens."""
+        near_BNKD = neighbours(states_BTD, self.window)
+        if not self.global_tokens:
+            return near_BNKD
+        far_BNGD = states_BTD[:, None, : self.global_tokens].expand(-1, blocks, -1, -1)
+        return torch.cat([near_BNKD, far_BNGD], dim=2)
+
+    def _mask(self, real_BT: Tensor, blocks: int) -> Tensor:
+        """Return which keys each query of a block may see, (B, N, W, K).
+
+        A token sees itself even where it is padding: a row without any key would be no number, and spread.
+        """
+        place_W = torch.arange(self.window, device=real_BT.device)
+        place_K = torch.arange(3 * self.window, device=real_BT.device) - self.window
+        distance_WK = place_W[:, None] - place_K
+        place_T = torch.arange(real_BT.shape[1], device=real_BT.device)
+        others_BT = real_BT & (place_T >= self.global_tokens)  # those that see all are seen as such, and once
+        seen_BNK = neighbours(others_BT[:, :, None], self.window)[..., 0]
+        near_BNWK = (distance_WK.abs() < self.window) & seen_BNK[:, :, None]
+        if not self.global_tokens:
+            return near_BNWK | (distance_WK == 0)
+        far_BNWG = real_BT[:, None, None, : self.global_tokens].expand(-1, blocks, self.window, -1)
+        return torch.cat([near_BNWK, far_BNWG], dim=3)
+
+
+class LinearAttention(Mechanism):
+    """Put learnt features in the place of the exponential: sum_j phi(q) phi(k_j) v_j / sum_j phi(q) phi(k_j).
+
+    The sums over j do not depend on the query, so they are taken once.
+
+    Args:
+        heads: number of heads.
+        head_size: S.
+        features: "hedgehog" or "t2r", see `FeatureMap`.
+
+    References:
+        Katharopoulos et al. 2020, Transformers are RNNs, equations 4 and 5. Zhang et al. 2024, The Hedgehog and the
+        Porcupine, section 4. Kasai et al. 2021, Finetuning Pretrained Transformers into RNNs, section 2.2.
+    """
+
+    def __init__(self, heads: int, head_size: int, features: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_map = FeatureMap(heads, head_size, features)
+        self.key_map = FeatureMap(heads, head_size, features)
+
+    def forward(
+        self,
+        query_BTD: Tensor,
+        key_BTD: Tensor,
+        value_BTD: Tensor,
+        real_BT: Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Return the answers of all queries (B, Q, D)."""
+        with torch.autocast(query_BTD.device.type, enabled=False):  # thousands of small numbers are added up
+            query_BHQF, key_BHTF = self.features(query_BTD, key_BTD, real_BT, scaling)
+            state_BHFS = key_BHTF.transpose(-1, -2) @ apart(value_BTD, self.heads).float()
+            total_BHF1 = key_BHTF.sum(dim=-2)[..., None]
+            answer_BHQS = (query_BHQF @ state_BHFS) / (query_BHQF @ total_BHF1).clamp_min(SMALLEST)
+        return side_by_side(answer_BHQS).to(value_BTD.dtype)
+
+    def first(self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
+        """Return the answer of the first token alone, (B, 1, D)."""
+        return cast(Tensor, self(query_B1D, key_BTD, value_BTD, real_BT, scaling))
+
+    def features(self, query_BQD: Tensor, key_BTD: Tensor, real_BT: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """Return features of queries (B, H, Q, F) and of keys (B, H, T, F), 0 for keys that are padding."""
+        query_BHQS, key_BHTS = apart(query_BQD, self.heads).float(), apart(key_BTD, self.heads).float()
+        key_BHTF = self.key_map(key_BHTS * scaling**0.5) * real_BT[:, None, :, None]
+        return self.query_map(query_BHQS * scaling**0.5), key_BHTF
+
+    def weights(self, query_BTD: Tensor, key_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
+        """Return what stands for the softmax, (B, H, T, T): quadratic, to learn by and to test with."""
+        query_BHTF, key_BHTF = self.features(query_BTD, key_BTD, real_BT, scaling)
+        products_BHTT = query_BHTF @ key_BHTF.transpose(-1, -2)
+        return products_BHTT / products_BHTT.sum(dim=-1, keepdim=True).clamp_min(SMALLEST)
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Keep the feature maps of these heads."""
+        super().keep_heads(heads)
+        for part in (self.query_map, self.key_map):
+            part.keep_heads(heads)
+
+
+#: Below this a sum of features counts as nothing.
+SMALLEST = 1e-9
+
+
+class FeatureMap(nn.Module):
+    """Turn each head's x (S) into F = 2 S features that are not negative.
+
+    "hedgehog": softmax([x W + b, -x W - b]); "t2r": max(0, [x W + b, x W' + b']). At first W is the identity, and W'
+    the identity turned around.
+
+    Args:
+        heads: number of heads, each with weights of its own.
+        head_size: S.
+        features: "hedgehog" or "t2r".
+    """
+
+    def __init__(self, heads: int, head_size: int, features: str) -> None:
+        super().__init__()
+        self.kind = features
+        start_SE = torch.eye(head_size)
+        if features == "t2r":
+            start_SE = torch.cat([start_SE, -start_SE], dim=1)
+        self.weight = nn.Parameter(start_SE.repeat(heads, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(heads, 1, start_SE.shape[1]))
+
+    def forward(self, states_BHTS: Tensor) -> Tensor:
+        """Return the features (B, H, T, F)."""
+        mapped_BHTE = states_BHTS @ self.weight + self.bias
+        if self.kind == "t2r":
+            return mapped_BHTE.relu()
+        return torch.cat([mapped_BHTE, -mapped_BHTE], dim=-1).softmax(dim=-1)
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Keep the weights of these heads."""
+        for name, parameter in list(self.named_parameters()):
+            index = torch.tensor(heads, device=parameter.device)
+            kept = parameter.detach().index_select(0, index)
+            setattr(self, name, nn.Parameter(kept, parameter.requires_grad))
+
+
+def attend(
+    query_BQD: Tensor,
+    key_BTD: Tensor,
+    value_BTD: Tensor,
+    mask_B1QT: Tensor,
+    heads: int,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Return softmax(Q K' * scaling) V over the tokens where the mask is true, (B, Q, D)."""
+    if torch.onnx.is_in_onnx_export():
+        # The ONNX operator takes heads side by side and spares four transpositions (a tenth of the time at batch 1).
+        output = torch.onnx.ops.attention(
+            query_BQD, key_BTD, value_BTD, mask_B1QT, q_num_heads=heads, kv_num_heads=heads, scale=scaling
+        )
+        return output[0]
+    query, key, value = (apart(tensor, heads) for tensor in (query_BQD, key_BTD, value_BTD))
+    context = functional.scaled_dot_product_attention(query, key, value, mask_B1QT, dropout, scale=scaling)
+    return side_by_side(context)
+
+
+def apart(states_BTD: Tensor, heads: int) -> Tensor:
+    """Return (B, T, D) as (B, H, T, S)."""
+    return cast(Tensor, states_BTD.unflatten(-1, (heads, -1)).transpose(1, 2))
+
+
+def side_by_side(states_BHTS: Tensor) -> Tensor:
+    """Return (B, H, T, S) as (B, T, D)."""
+    return states_BHTS.transpose(1, 2).flatten(2)
+
+
+def in_blocks(states_BTD: Tensor, width: int) -> Tensor:
+    """Cut tokens into blocks of `width`, (B, N, W, D); the last is filled up with 0."""
+    filler = -states_BTD.shape[1] % width
+    return cast(Tensor, functional.pad(states_BTD, (0, 0, 0, filler)).unflatten(1, (-1, width)))
+
+
+def neighbours(states_BTD: Tensor, width: int) -> Tensor:
+    """Return the states of each block and of the ones before and after it, (B, N, 3 W, D); beyond the ends are zeros.
+
+    >>> neighbours(torch.tensor([[[1], [2], [3]]]), width=2)[..., 0].tolist()
+    [[[0, 0, 1, 2, 3, 0], [1, 2, 3, 0, 0, 0]]]
+    """
+    around_BTD = functional.pad(states_BTD, (0, 0, width, width))
+    blocks_BNWD = in_blocks(around_BTD, width)
+    return torch.cat([blocks_BNWD[:, :-2], blocks_BNWD[:, 1:-1], blocks_BNWD[:, 2:]], dim=2)
+
+
+def mechanisms_of(model: nn.Module) -> Iterator[tuple[nn.Module, Mechanism]]:
+    """Yield each attention module that has a mechanism, and the mechanism."""
+    for module in model.modules():
+        mechanism = getattr(module, "mechanism", None)
+        if isinstance(mechanism, Mechanism):
+            yield module, mechanism
+
+
+def register() -> None:
+    """Make the implementation known to Transformers."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(IMPLEMENTATION, answer)
+    AttentionMaskInterface.register(IMPLEMENTATION, padding_alone)
+
+
+def padding_alone(*, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+    """Return the mask (B, 1, 1, T) of a padding mask (B, T): a row for each query would be quadratic."""
+    return None if attention_mask is None else attention_mask[:, None, None, :]
+
+
+def answer(
+    module: nn.Module,
+    query_BHTS: Tensor,
+    key_BHTS: Tensor,
+    value_BHTS: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return what a layer's mechanism answers, (B, T, H, S), and no weights; without one, attend in full."""
+    mechanism = getattr(module, "mechanism", None)
+    if mechanism is None:
+        context_BHTS = functional.scaled_dot_product_attention(
+            query_BHTS, key_BHTS, value_BHTS, attention_mask, dropout, scale=scaling
+        )
+        return context_BHTS.transpose(1, 2), None
+    if attention_mask is None:
+        real_BT = torch.ones(key_BHTS.shape[0], key_BHTS.shape[2], dtype=torch.bool, device=key_BHTS.device)
+    else:
+        real_BT = attention_mask[:, 0, 0]
+    states = (side_by_side(states) for states in (query_BHTS, key_BHTS, value_BHTS))
+    answer_BTD = mechanism(*states, real_BT, scaling, dropout)
+    return answer_BTD.unflatten(-1, (mechanism.heads, -1)), None

@@ -1,0 +1,113 @@
+"""From which length on another attention is faster than the exact one, by the clock of this machine."""
+
+# B batch, T tokens, D = heads times their width
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.layers.attention import attend
+from niwaki.layers.kinds import Kind, build
+
+SHORTEST, LONGEST = 32, 8192
+ENOUGH_SECONDS, MOST_REPEATS = 0.02, 5
+
+
+@dataclass(frozen=True)
+class Times:
+    """Hold the seconds of one layer's attention, exact and of another kind, at some lengths.
+
+    Attributes:
+        lengths: ascending numbers of tokens.
+        exact, other: seconds at these lengths.
+    """
+
+    lengths: tuple[int, ...]
+    exact: tuple[float, ...]
+    other: tuple[float, ...]
+
+    @property
+    def break_even(self) -> float:
+        """Return the length from which on the other is faster; infinity where it never is.
+
+        Between two lengths the logarithm of the ratio is taken for a line.
+
+        >>> Times((64, 128, 256), exact=(1, 2, 8), other=(2, 2, 4)).break_even
+        128.0
+        >>> Times((64, 256), exact=(1, 16), other=(4, 4)).break_even
+        128.0
+        >>> Times((64, 128), exact=(1, 2), other=(3, 3)).break_even
+        inf
+        """
+        gains = [math.log(exact / other) for exact, other in zip(self.exact, self.other, strict=True)]
+        if gains[-1] <= 0:
+            return math.inf
+        last = max((place for place, gain in enumerate(gains) if gain <= 0), default=-1)
+        if last < 0:
+            return float(self.lengths[0])
+        low, high = math.log(self.lengths[last]), math.log(self.lengths[last + 1])
+        share = -gains[last] / (gains[last + 1] - gains[last])
+        return round(math.exp(low + share * (high - low)), 6)
+
+    def speedup(self, lengths: Sequence[int] | np.ndarray) -> float:
+        """Return how many times faster the other is on inputs of these lengths, all of them together.
+
+        >>> Times((64, 128), exact=(1.0, 3.0), other=(2.0, 2.0)).speedup([64, 128, 128])
+        1.1666666666666667
+        """
+        seconds = [
+            np.exp(np.interp(np.log(lengths), np.log(self.lengths), np.log(one))) for one in (self.exact, self.other)
+        ]
+        return float(seconds[0].sum() / seconds[1].sum())
+
+
+@functools.lru_cache(maxsize=64)
+def times_of(by: Kind, heads: int, head_size: int, longest: int, settings: tuple[tuple[str, Any], ...]) -> Times:
+    """Time one layer's attention at lengths that double, up to `longest`, at batch 1 in PyTorch."""
+    mechanism = build(by, heads, head_size, **dict(settings)).eval()
+    lengths = lengths_up_to(longest)
+    exact, other = [], []
+    with torch.inference_mode():
+        for length in lengths:
+            inputs = _inputs(length, heads * head_size)
+            real_BT = torch.ones(1, length, dtype=torch.bool)
+            mask_B11T = real_BT[:, None, None, :]
+            exact.append(_seconds(lambda: attend(*inputs, mask_B11T, heads, head_size**-0.5)))  # noqa: B023
+            other.append(_seconds(lambda: mechanism(*inputs, real_BT, head_size**-0.5)))  # noqa: B023
+    return Times(lengths, tuple(exact), tuple(other))
+
+
+def lengths_up_to(longest: int) -> tuple[int, ...]:
+    """Return lengths that double, the last one being the longest.
+
+    >>> lengths_up_to(200)
+    (32, 64, 128, 200)
+    """
+    lengths = [SHORTEST << power for power in range(20) if SHORTEST << power < longest]
+    return (*lengths, longest)
+
+
+def _inputs(length: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 1, length, width, generator=generator)
+    return query, key, value
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    """Return the least time of a few calls after a first one: whatever else runs on the machine only adds."""
+    call()
+    seconds: list[float] = []
+    while len(seconds) < MOST_REPEATS and sum(seconds) < ENOUGH_SECONDS:
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
