@@ -45,7 +45,7 @@ class Walk:
                 self.arguments.append([(positional[1:], named) for positional, named in calls])
 
     def products(self, layer: Layer, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return X^T X (I, I), in 32 bits, of the inputs of these linears of the layer in front of which the rows are."""
+        """Return X^T X (I, I), in 32 bits, of the inputs of linears of the layer in front of which the rows are."""
         with evaluating(layer.module):
             passes = ((self.masks[index], run) for index, run in self._passes(layer))
             modules = {name: self.model.get_submodule(name) for name in names}
