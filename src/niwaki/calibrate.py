@@ -216,6 +216,7 @@ def products_over(
     passes: Iterable[tuple[Tensor, Callable[[], object]]],
     *,
     squares_only: bool = False,
+    dtype: torch.dtype = torch.float64,
     once: bool = True,
 ) -> dict[str, Tensor]:
     """Return X^T X (I, I) of the inputs X of linears, or only its diagonal (I,), over whatever passes run them.
@@ -224,6 +225,7 @@ def products_over(
         modules: linears, by name.
         passes: attention masks (B, T), each with what runs the linears on that batch.
         squares_only: sum up ||X_j||^2 alone.
+        dtype: of the sums; in 32 bits there is never a second matrix of their size in memory.
         once: whether a pass runs each linear no more than once, and may end when all have run.
     """
     mask: list[Tensor] = []
@@ -238,11 +240,11 @@ def products_over(
         if first == name:
             read[name] = states
             real_PI = _real(states, mask[0]).flatten(0, -2).float()
-            product = real_PI.square().sum(dim=0) if squares_only else real_PI.T @ real_PI
             if name not in sums:
+                shape = real_PI.shape[1:] if squares_only else 2 * real_PI.shape[1:]
                 with torch.inference_mode(False):  # what is made in inference mode cannot be changed afterwards
-                    sums[name] = torch.zeros(product.shape, dtype=torch.float64, device=product.device)
-            sums[name] += product
+                    sums[name] = torch.zeros(shape, dtype=dtype, device=real_PI.device)
+            _add_products(sums[name], real_PI, squares_only)
         seen.add(name)
         if once and len(seen) == len(modules):
             raise _Enough
@@ -255,6 +257,15 @@ def products_over(
             with contextlib.suppress(_Enough):
                 run()
     return {name: sums[reader[name]] for name in modules}
+
+
+def _add_products(total: Tensor, real_PI: Tensor, squares_only: bool) -> None:
+    if squares_only:
+        total += real_PI.square().sum(dim=0)
+    elif total.dtype == real_PI.dtype:
+        total.addmm_(real_PI.T, real_PI)
+    else:
+        total += real_PI.T @ real_PI
 
 
 def cross_products(model: nn.Module, whole: nn.Module, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:

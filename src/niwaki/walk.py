@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of
@@ -44,10 +45,11 @@ class Walk:
                 self.arguments.append([(positional[1:], named) for positional, named in calls])
 
     def products(self, layer: Layer, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return X^T X (I, I) of the inputs of these linears of the layer in front of which the rows are."""
+        """Return X^T X (I, I), in 32 bits, of the inputs of linears of the layer in front of which the rows are."""
         with evaluating(layer.module):
             passes = ((self.masks[index], run) for index, run in self._passes(layer))
-            return products_over({name: self.model.get_submodule(name) for name in names}, passes)
+            modules = {name: self.model.get_submodule(name) for name in names}
+            return products_over(modules, passes, dtype=torch.float32)
 
     def go_through(self, layer: Layer) -> None:
         """Take the rows through the layer in front of which they are, as it is now."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -52,8 +53,8 @@ def pack_linears(
         own = inside[layer.index]
         with parts.held(model, layer.path):
             seen = [name for name in own if name in solved]
-            products = walk.products(layer, seen) if walk else input_products(model, seen, rows()) if seen else {}
-            pack(model, own, found, products)
+            look = partial(walk.products, layer) if walk else partial(input_products, model, batches=rows())
+            pack(model, own, found, look(seen) if seen else {})
             if walk and layer.index < last:
                 walk.go_through(layer)
     rest = [name for name in names if not any(name in own for own in inside.values())]
