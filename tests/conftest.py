@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from niwaki.task import Task
+    from niwaki.technique import Context
+    from niwaki.train import Train
 
 torch.set_num_threads(1)
 
@@ -254,3 +256,30 @@ def toy_task(toy_data: Callable[..., Path]) -> Task:
 def batch(family: str) -> dict[str, torch.Tensor]:
     """Return one padded batch of 16 toy sentences for the family of the test."""
     return build_batch(family)
+
+
+class Killed(Exception):
+    """Stand for a process that dies."""
+
+
+@pytest.fixture
+def run_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Train, Context, int], None]:
+    """Return what runs a training on a fresh model until it dies, before the step after so many."""
+
+    def run(train: Train, context: Context, step: int) -> None:
+        from niwaki import train as training
+        from niwaki.testing import fresh
+
+        original = training._Fit.step
+
+        def dying(self: Any, indices: Any) -> dict[str, float]:
+            if self.place.step == step:
+                raise Killed
+            return original(self, indices)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training._Fit, "step", dying)
+            with pytest.raises(Killed):
+                train.run(fresh(context), context)
+
+    return run

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki import train as training
 from niwaki.calibrate import predict
 from niwaki.checkpoint import weights_hash
 from niwaki.errors import NiwakiError
@@ -26,6 +25,7 @@ from niwaki.testing import fresh, make_context
 from niwaki.train import Train, length_bucketed
 
 Bases = Callable[..., Path]
+RunUntil = Callable[[Train, Context, int], None]
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=400), st.integers(1, 40), st.integers(0, 5))
@@ -53,13 +53,9 @@ def test_a_tiny_model_learns(family: str, saved_base: Bases, toy_task: Task, tmp
     assert score("accuracy", predict(model, rows).argmax(-1), rows.labels) > 90
 
 
-class Killed(Exception):
-    """Stand for a process that dies."""
-
-
 @pytest.mark.parametrize(("step", "average"), [(1, 0.0), (7, 0.9), (11, 0.9)])
 def test_an_interrupted_training_ends_with_the_same_weights(
-    step: int, average: float, saved_base: Bases, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, average: float, saved_base: Bases, toy_task: Task, tmp_path: Path, run_until: RunUntil
 ) -> None:
     together = (Distill(hidden=1.0), Prune(keep_neurons=0.5, multiple_of=8))
     train = Train(
@@ -69,17 +65,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     whole = weights_hash(train.run(fresh(context), _at(context, tmp_path / "whole")))
 
     interrupted = _at(context, tmp_path / "interrupted")
-    original = training._Fit.step
-
-    def dying(self: Any, indices: np.ndarray) -> dict[str, float]:
-        if self.place.step == step:
-            raise Killed
-        return original(self, indices)
-
-    monkeypatch.setattr(training._Fit, "step", dying)
-    with pytest.raises(Killed):
-        train.run(fresh(context), interrupted)
-    monkeypatch.undo()
+    run_until(train, interrupted, step)
     notes: list[dict[str, Any]] = []
     resumed = train.run(fresh(context), replace(interrupted, log=notes.append))
     assert f"went on from step {step} of 12" in json.dumps(notes)
@@ -107,6 +93,29 @@ def test_best_keeps_the_best_epoch(average: float, saved_base: Bases, toy_task: 
     judged = [event["selection"] for event in events if event["event"] == "evaluate"]
     assert len(judged) == 6
     assert score("accuracy", predict(model, selection).argmax(-1), selection.labels) == max(judged)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_the_rate_falls_or_stays(schedule: Any, saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    """Six steps after half of warm-up: the last is done at 5/6 of the way, so that 2 of 6 parts of a line are left."""
+    events: list[dict[str, Any]] = []
+    context = replace(make_context(saved_base("bert"), toy_task, tmp_path), log=events.append)
+    train = Train(epochs=1, batch_size=16, learning_rate=1e-3, warmup=0.5, schedule=schedule)
+    train.run(fresh(context), context)
+    (last,) = [event for event in events if event["event"] == "train" and event["optimizer_step"] == 6]
+    assert last["learning_rate"] == pytest.approx(1e-3 * (1 / 3 if schedule == "linear" else 1))
+
+
+def test_each_training_has_its_own_precision(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    """Two in one process: only the one in bf16 rounds what it computes; weights are floats in both."""
+    context = make_context(saved_base("bert"), toy_task, tmp_path)
+    before = {name: value.clone() for name, value in context.base.state_dict().items()}
+    found = {}
+    for precision in ("bf16", "fp32"):
+        train = Train(epochs=0.2, batch_size=16, learning_rate=1e-3, precision=precision)
+        found[precision] = train.run(fresh(context), _at(context, tmp_path / precision))
+        assert all(value.dtype == before[name].dtype for name, value in found[precision].state_dict().items())
+    assert weights_hash(found["bf16"]) != weights_hash(found["fp32"])
 
 
 def test_a_lost_training_says_so(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from niwaki import train as training
 from niwaki.anatomy import anatomy_of
 from niwaki.artifacts import examples_of, write_artifact
 from niwaki.checkpoint import WEIGHTS, load, save, tensors_of, weights_hash
@@ -28,6 +26,7 @@ from niwaki.testing import fresh, logits, make_context, short_train
 from niwaki.train import Train
 
 Bases = Callable[..., Path]
+RunUntil = Callable[[Train, Context, int], None]
 Models = Callable[..., nn.Module]
 
 
@@ -275,27 +274,11 @@ def test_the_best_epoch_of_a_tied_model_comes_back(
     assert torch.equal(logits(load(tmp_path / "run"), context), logits(model, context))
 
 
-class Killed(Exception):
-    """Stand for a process that dies."""
-
-
-def test_an_interrupted_training_ends_the_same(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_training_ends_the_same(context: Context, tmp_path: Path, run_until: RunUntil) -> None:
     train = short_train([Cluster(bits=3)], context).model_copy(update={"checkpoint_seconds": 1e-9})
     (tmp_path / "whole").mkdir()
     whole = train.run(fresh(context), replace(context, workspace=tmp_path / "whole"))
-    original = training._Fit.step
-
-    def dying(self: Any, indices: Any) -> dict[str, float]:
-        if self.place.step == 1:
-            raise Killed
-        return original(self, indices)
-
-    monkeypatch.setattr(training._Fit, "step", dying)
-    with pytest.raises(Killed):
-        train.run(fresh(context), context)
-    monkeypatch.undo()
+    run_until(train, context, 1)
     assert weights_hash(train.run(fresh(context), context)) == weights_hash(whole)
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from niwaki import Recipe
-from niwaki import train as training
 from niwaki.anatomy import anatomy_of
 from niwaki.checkpoint import load, save, weights_hash
 from niwaki.errors import NiwakiError
@@ -32,6 +31,7 @@ from niwaki.testing import check_no_scaffolding, fresh, logits, make_context, sh
 from niwaki.train import Train
 
 Bases = Callable[..., Path]
+RunUntil = Callable[[Train, Context, int], None]
 Weights = dict[str, Tensor]
 
 
@@ -255,28 +255,12 @@ def test_training_mends_what_three_bits_break(learnt: str, context: Context) -> 
     assert float(distance(companion.finish(model), context).detach()) == pytest.approx(trained, rel=1e-3)
 
 
-class Killed(Exception):
-    """Stand for a process that dies."""
-
-
-def test_an_interrupted_training_ends_the_same(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_training_ends_the_same(context: Context, tmp_path: Path, run_until: RunUntil) -> None:
     train = short_train([Quantize(activations="static", examples=32)], context)
     train = train.model_copy(update={"checkpoint_seconds": 1e-9})
     (tmp_path / "whole").mkdir()
     whole = train.run(fresh(context), replace(context, workspace=tmp_path / "whole"))
-    original = training._Fit.step
-
-    def dying(self: Any, indices: Any) -> dict[str, float]:
-        if self.place.step == 1:
-            raise Killed
-        return original(self, indices)
-
-    monkeypatch.setattr(training._Fit, "step", dying)
-    with pytest.raises(Killed):
-        train.run(fresh(context), context)
-    monkeypatch.undo()
+    run_until(train, context, 1)
     assert weights_hash(train.run(fresh(context), context)) == weights_hash(whole)
 
 

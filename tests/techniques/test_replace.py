@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from niwaki import train as training
 from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import evaluating
 from niwaki.checkpoint import weights_hash
@@ -30,6 +28,7 @@ from niwaki.testing import fresh, logits, make_context, short_train
 from niwaki.train import Train
 
 Bases = Callable[..., Path]
+RunUntil = Callable[[Train, Context, int], None]
 
 
 @pytest.fixture
@@ -197,30 +196,16 @@ def test_where_no_coin_falls_for_a_successor_nothing_moves(context: Context) -> 
     assert equal(state(train.run(fresh(context), context)), state(begun))
 
 
-class Killed(Exception):
-    """Stand for a process that dies."""
-
-
 @pytest.mark.parametrize("step", [2, 5])
 def test_an_interrupted_training_tosses_the_same_coins(
-    step: int, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, context: Context, tmp_path: Path, run_until: RunUntil
 ) -> None:
     """Once while the rest is held, once after its release (at half of 6 steps)."""
     together = (Replace(keep_layers=2, coin="example", end=0.5),)
     train = Train(together=together, epochs=1, batch_size=16, learning_rate=1e-3, checkpoint_seconds=1e-9)
     (tmp_path / "whole").mkdir()
     whole = train.run(fresh(context), replace(context, workspace=tmp_path / "whole"))
-    original = training._Fit.step
-
-    def dying(self: Any, indices: np.ndarray) -> dict[str, float]:
-        if self.place.step == step:
-            raise Killed
-        return original(self, indices)
-
-    monkeypatch.setattr(training._Fit, "step", dying)
-    with pytest.raises(Killed):
-        train.run(fresh(context), context)
-    monkeypatch.undo()
+    run_until(train, context, step)
     assert weights_hash(train.run(fresh(context), context)) == weights_hash(whole)
 
 
