@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import FINE_TUNING, data_folder, fine_tuned, runs_folder, shown, write_result
+from common import FINE_TUNING, ROOT, data_folder, fine_tuned, runs_folder, shown, write_result
 from peers import beside_peers
 
 from niwaki.measure import Measurement
+from niwaki.report.picture import picture
 from niwaki.run import compress
 from niwaki.task import Task
 
@@ -44,6 +46,15 @@ def main() -> None:
         "fine_tuning": FINE_TUNING,
     }
     write_result(CASE, figures, records, conditions)
+    draw(records)
+
+
+def draw(records: list[dict[str, Any]]) -> None:
+    """Draw the rows for the front page: picture and table are of one session."""
+    with tempfile.TemporaryDirectory() as folder:
+        comparison = Path(folder) / "comparison.json"
+        comparison.write_text(json.dumps({"base": records[0]["name"], "rows": records}), encoding="utf-8")
+        picture(comparison, ROOT / "docs" / "images" / "sst2.svg")
 
 
 def minutes(small: Path) -> float:
