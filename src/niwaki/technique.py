@@ -196,6 +196,11 @@ class Technique(Parameters):
         return type(self).accompany is not Technique.accompany
 
     @property
+    def at_once(self) -> str:
+        """Return, in words, which setting keeps the technique out of `train`, where one does."""
+        return f"by {self.by}" if hasattr(self, "by") else ""
+
+    @property
     def streams(self) -> bool:
         """Say whether `apply` looks at one layer after the other, through `Context.parts`, and so needs no more memory.
 

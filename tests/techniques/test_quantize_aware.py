@@ -320,6 +320,9 @@ def test_methods_that_solve_for_integers_are_refused(context: Context) -> None:
     assert not Quantize(preset="int4-gptq").can_accompany and Quantize(preset="int4").can_accompany
     with pytest.raises(NiwakiError, match=r"together\[0\].*quantize by awq cannot stand inside train"):
         Recipe([Train(together=(Quantize(preset="int4-awq"),))])
+    for settings, told in (({"smooth": 0.5}, "with smooth"), ({"allowed_drop": 1.0}, "with allowed_drop")):
+        with pytest.raises(NiwakiError, match=f"quantize {told} cannot stand inside train"):
+            Recipe([Train(together=(Quantize(**settings),))])
     for technique in (Quantize(bits=4, by="gptq"), Quantize(bits=4, override={"*.layer.1.*": {"by": "gptq"}})):
         with pytest.raises(NiwakiError, match="by gptq, which does its work at once") as caught:
             technique.accompany(fresh(context), context)

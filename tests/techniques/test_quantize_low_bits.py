@@ -240,8 +240,9 @@ def test_the_solver_sees_what_the_layers_before_have_become(context: Context) ->
 
 def test_what_cannot_be_done_is_refused_with_the_module(context: Context) -> None:
     model = fresh(context)
-    with pytest.raises(NiwakiError, match=r"group is 24.*32 inputs"):
+    with pytest.raises(NiwakiError, match=r"group is 24.*32 inputs") as caught:
         Quantize(bits=4, group=24).check(model)
+    assert "write: group: 16, or override" in str(caught.value)  # the largest up to 24 that divides all
     name = anatomy_of(model).layers[0].name_of("up")
     with torch.no_grad():
         anatomy_of(model).layers[0].part("up").weight[0, 0] = float("nan")

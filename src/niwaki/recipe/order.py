@@ -49,9 +49,8 @@ def _check_together(together: Sequence[Technique], place: str) -> None:
     """Refuse companions that cannot train, or that do not descend strictly from coarse to fine."""
     for index, technique in enumerate(together):
         if not technique.can_accompany:
-            by = f" by {technique.by}" if hasattr(technique, "by") else ""
             raise NiwakiError(
-                f"{technique.name}{by} cannot stand inside train",
+                f"{technique.name} {technique.at_once}".rstrip() + " cannot stand inside train",
                 expected="a step of its own, before or after train",
                 fix=f"- {technique.name}",
                 place=f"{place}.together[{index}]",

@@ -252,10 +252,12 @@ class Quantize(Technique):
                 raise NiwakiError(f"{name} has weights that are not finite", expected="numbers", place="quantize")
             group = self.of(name).group
             if name in linears and isinstance(group, int) and weight.shape[1] % group:
+                common = math.gcd(*(cast(nn.Linear, model.get_submodule(one)).in_features for one in linears))
+                fits = max(size for size in range(1, group + 1) if common % size == 0)
                 raise NiwakiError(
                     f"group is {group}, and {name} has {weight.shape[1]} inputs",
                     expected="a group that divides every width",
-                    fix=f'group: {math.gcd(group, weight.shape[1])}, or override: {{"{name}": {{group: channel}}}}',
+                    fix=f'group: {fits}, or override: {{"{name}": {{group: channel}}}}',
                     place="quantize",
                 )
 
@@ -297,6 +299,13 @@ class Quantize(Technique):
         """Say whether the method says where steps begin; those that solve for integers are for the end."""
         return self.allowed_drop is None and not self.smooth and (self.by == "nearest" or self.by in DATA_FREE)
 
+    @property
+    def at_once(self) -> str:
+        """Return what looks at the model once, or solves for integers."""
+        return (
+            "with smooth" if self.smooth else "with allowed_drop" if self.allowed_drop is not None else f"by {self.by}"
+        )
+
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Round weights and inputs in each forward pass of the training, with steps that learn; pack at the end."""
         self.check(model)
@@ -315,9 +324,8 @@ class Quantize(Technique):
         """Refuse, inside train, what does its work at once."""
         if self.can_accompany:
             return
-        told = "smooth" if self.smooth else "allowed_drop" if self.allowed_drop is not None else f"by {self.by}"
         raise NiwakiError(
-            f"{name} is quantized with {told}, which does its work at once",
+            f"{name} is quantized {self.at_once}, which does its work at once",
             expected=f"inside train: by nearest, {', '.join(DATA_FREE)}, which say where the steps begin",
             fix="by: mean-square, or quantize as a step of its own after train",
             place="quantize",
