@@ -42,6 +42,8 @@ SHARES = (0.75, 0.5, 0.25)
 ONE_SHOT = ("random", "magnitude", "first-order", "mask-search", "second-order")
 DISTILL = Distill(temperature=2, logits=1, hidden=1)
 NEAREST = Distill(temperature=2, logits=1, hidden=1, hidden_layers="nearest")
+#: Of the long trainings, whose result is a moving average of the weights.
+RATE: dict[str, Any] = {"learning_rate": 1.5e-4, "batch_size": 64, "schedule": "constant"}
 
 OfModel = Callable[[Path, Task], tuple[dict[str, Any], list[Any]]]
 
@@ -102,10 +104,10 @@ def retrained(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
 
 def learnt(gone: int, epochs: float, after: float, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     """Hard-concrete gates with distillation, then the cut model with its teacher alone, faster; three seeds."""
-    prune = Prune(by="hard-concrete", keep={"parameters": 1 - gone / 100}, end=0.7)
+    prune = Prune(by="hard-concrete", keep={"parameters": 1 - gone / 100}, end=0.85, gate_learning_rate=0.1)
     steps = [
-        Train(epochs=epochs, learning_rate=1.5e-4, batch_size=64, together=(NEAREST, prune)),
-        Train(epochs=after, learning_rate=1.5e-4, batch_size=64, together=(NEAREST,), average=0.998),
+        Train(epochs=epochs, together=(NEAREST, prune), **RATE),
+        Train(epochs=after, together=(NEAREST,), average=0.998, **RATE),
     ]
     rows, runs = seeded(base, task, f"learnt-{gone}", steps)
     figures = {f"learnt_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs]))}
@@ -117,7 +119,7 @@ def learnt(gone: int, epochs: float, after: float, base: Path, task: Task) -> tu
 def sparse(gone: int, by: str, epochs: float, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     """Weights of the layers gone in training with distillation, three seeds."""
     prune = Prune(by=by, keep_weights=1 - gone / 100, end=0.6)
-    step = Train(epochs=epochs, learning_rate=1e-4, batch_size=64, together=(DISTILL, prune))
+    step = Train(epochs=epochs, together=(DISTILL, prune), average=0.998, **RATE)
     rows, runs = seeded(base, task, f"sparse-{gone}", [step])
     return {
         f"sparse_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs])),
@@ -152,10 +154,10 @@ STAGES: dict[str, OfModel] = {
     "family": family,
     "curves": curves,
     "retrained": retrained,
-    "sparse-50": functools.partial(sparse, 50, "magnitude", 2),
-    "sparse-90": functools.partial(sparse, 90, "movement", 4),
-    "learnt-60": functools.partial(learnt, 60, 2, 2),
-    "learnt-90": functools.partial(learnt, 90, 3, 5),
+    "sparse-50": functools.partial(sparse, 50, "magnitude", 1),
+    "sparse-90": functools.partial(sparse, 90, "movement", 2),
+    "learnt-60": functools.partial(learnt, 60, 1.5, 1.5),
+    "learnt-90": functools.partial(learnt, 90, 1.5, 3),
 }
 
 
