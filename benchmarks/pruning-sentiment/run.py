@@ -28,7 +28,7 @@ from niwaki.measure import Measurement
 from niwaki.measure.timing import time_in_turns
 from niwaki.recipe import Recipe
 from niwaki.run import Run, compress
-from niwaki.runtime import default_threads, open_worker
+from niwaki.runtime import default_threads, open_worker, size_on_disk
 from niwaki.task import Task
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.prune import Prune
@@ -121,10 +121,11 @@ def sparse(gone: int, by: str, epochs: float, base: Path, task: Task) -> tuple[d
     prune = Prune(by=by, keep_weights=1 - gone / 100, end=0.6)
     step = Train(epochs=epochs, together=(DISTILL, prune), average=0.998, **RATE)
     rows, runs = seeded(base, task, f"sparse-{gone}", [step])
+    stored = {one.name: size_on_disk(one.folder, "torch") for one in runs}  # an artifact holds the zeros as well
     return {
         f"sparse_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs])),
         f"sparse_{gone}_bytes_ratio": float(np.mean([matrices_ratio(one) for one in runs])),
-    }, records_of(rows)
+    }, [{**record, "stored_bytes": stored.get(record["name"], record["size_bytes"])} for record in records_of(rows)]
 
 
 def trim(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
