@@ -43,7 +43,7 @@ ONE_SHOT = ("random", "magnitude", "first-order", "mask-search", "second-order")
 DISTILL = Distill(temperature=2, logits=1, hidden=1)
 NEAREST = Distill(temperature=2, logits=1, hidden=1, hidden_layers="nearest")
 #: Of the long trainings, whose result is a moving average of the weights.
-RATE: dict[str, Any] = {"learning_rate": 1.5e-4, "batch_size": 64, "schedule": "constant"}
+RATE: dict[str, Any] = {"learning_rate": 1.5e-4, "batch_size": 64, "schedule": "constant", "dropout": 0.0}
 
 OfModel = Callable[[Path, Task], tuple[dict[str, Any], list[Any]]]
 
