@@ -57,7 +57,7 @@ class Train(Parameters):
         average: decay of a moving average of the weights, a step; the average is the result, and what `best` judges. 0
             keeps the last weights. 0.99 to 0.999, with 1 / (1 - average) well below the number of steps.
         dropout: chance of every dropout of the model, in [0, 1); null leaves them as the model came. What is distilled
-            has less need of it than what learns from labels, and on a CPU 0 spares a sixth of the time.
+            has less need of it than what learns from labels, and on a CPU 0 is quicker.
         precision: "auto" takes bf16 where the CPU or GPU has it in hardware.
         checkpoint_seconds: time between two checkpoints.
 
