@@ -23,7 +23,7 @@ from niwaki.errors import NiwakiError
 from niwaki.recipe import Recipe
 from niwaki.task import Task
 
-VERBS = ("finetune", "compress", "measure", "compare", "ablate", "export", "report", "explain", "demo")
+VERBS = ("finetune", "compress", "measure", "compare", "race", "ablate", "export", "report", "explain", "demo")
 HEAVY = (
     "torch",
     "transformers",
