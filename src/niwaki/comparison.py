@@ -118,15 +118,7 @@ def measure_together(
 
     No record is kept in a folder.
     """
-    runtimes = tuple(runtimes or usual_runtimes(task))
-    for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise NiwakiError(
-                f"there is no runtime {runtime!r}",
-                expected=f"one of {', '.join(RUNTIMES)}",
-                fix=closest(runtime, RUNTIMES),
-            )
-    require_exportable(task, [RUNTIMES[runtime] for runtime in runtimes if RUNTIMES[runtime]])
+    runtimes = known_runtimes(task, runtimes)
     rows = _rows_of_each(sources, task)
     subjects: list[Subject] = []
     modules: dict[str, list[dict[str, Any]]] = {}
@@ -167,6 +159,20 @@ def measure(
 ) -> Comparison:
     """Measure one model in several runtimes; the first of them is what the others are compared with."""
     return compare(model, task=task, runtimes=runtimes, threads=threads, quick=quick, seed=seed, progress=progress)
+
+
+def known_runtimes(task: Task, runtimes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the runtimes that are asked for, or the usual ones; refuse those that cannot be compared."""
+    runtimes = tuple(runtimes or usual_runtimes(task))
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise NiwakiError(
+                f"there is no runtime {runtime!r}",
+                expected=f"one of {', '.join(RUNTIMES)}",
+                fix=closest(runtime, RUNTIMES),
+            )
+    require_exportable(task, [RUNTIMES[runtime] for runtime in runtimes if RUNTIMES[runtime]])
+    return runtimes
 
 
 def usual_runtimes(task: Task) -> tuple[str, ...]:

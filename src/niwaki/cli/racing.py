@@ -52,18 +52,18 @@ def race(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find which of several models to start from.
+    r"""Find which of several models to start from.
 
     Each parent is compressed by the mildest of its recipes that fits the budget; then parents and finalists
     are measured in one session, and the finalists paired on the same examples. Run the same command again to
     resume what was interrupted.
 
     Examples:
-      niwaki race runs/large runs/base --data reviews/ --budget latency=2ms --recipe mild.yaml --recipe strong.yaml \\
+      niwaki race runs/large runs/base --data reviews/ --budget latency=2ms --recipe mild.yaml --recipe strong.yaml \
         --out runs/race
-      niwaki race runs/large runs/base --data reviews/ --budget size=8MB --recipe cut.yaml \\
+      niwaki race runs/large runs/base --data reviews/ --budget size=8MB --recipe cut.yaml \
         --strengths "steps[0].drop.keep_layers=6,4,3" --out runs/race
-      niwaki race base=path/or/hub-id half=path/or/hub-id:keep_layers=3 --epochs 2 --data reviews/ \\
+      niwaki race base=path/or/hub-id half=path/or/hub-id:keep_layers=3 --epochs 2 --data reviews/ \
         --budget latency=2ms --recipe base=cut.yaml --recipe half=int8.yaml --out runs/race
 
     Exit codes: 0 done, 1 no parent reaches the budget or an artifact does not agree with its model,

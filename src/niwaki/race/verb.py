@@ -11,10 +11,9 @@ from os import PathLike
 from pathlib import Path
 
 from niwaki.anatomy import label_names
-from niwaki.artifacts import require_exportable
 from niwaki.budget import Budget
 from niwaki.checkpoint import load, weights_hash, write_text
-from niwaki.comparison import RUNTIMES, measure_together, usual_runtimes
+from niwaki.comparison import known_runtimes, measure_together
 from niwaki.errors import NiwakiError
 from niwaki.measure import Session
 from niwaki.measure.conditions import machine
@@ -81,8 +80,7 @@ def race(
     bounds = _bounds(budget)
     named = read_parents(parents)
     strengths = strengths_of(named, recipes)
-    runtimes = tuple(runtimes or usual_runtimes(task))
-    require_exportable(task, [RUNTIMES[runtime] for runtime in runtimes if RUNTIMES.get(runtime)])
+    runtimes = known_runtimes(task, runtimes)
     _check_all(named, strengths, task, training, formats_of(task, runtimes))
     folder = Path(out)
     refuse_other_content(folder, mark=PLAN)
