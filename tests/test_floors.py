@@ -58,6 +58,7 @@ FLOORS: dict[str, int] = {
     "losses": 1,
     "schedules": 1,
     "moving_average": 1,
+    "dropout": 1,
     "grid": 1,
     "hessian": 1,
     "sparse": 1,

@@ -44,7 +44,7 @@ INT4: dict[str, Any] = {"bits": 4, "group": 32, "symmetric": False, "by": "mean-
 RECIPES: dict[str, list[Any]] = {
     "dynamic": [Quantize(preset="int8")],
     "static": [Quantize(preset="int8-static")],
-    "qat": [Train(epochs=1, learning_rate=3e-5, batch_size=64, together=(DISTILL, Quantize(preset="int8")))],
+    "qat": [Train(epochs=0.5, learning_rate=2e-5, batch_size=64, together=(DISTILL, Quantize(preset="int8")))],
     "int4": [Train(epochs=1, learning_rate=5e-5, batch_size=64, together=(DISTILL, Quantize(**INT4)))],
     "mixed": [Quantize(by="measured", allowed_drop=0.3)],
 }

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from niwaki.calibrate import predict
 from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, write_tensors, written_aside
+from niwaki.dropout import dropout_of
 from niwaki.errors import NiwakiError
 from niwaki.moving_average import MovingAverage
 from niwaki.parameters import Parameters
@@ -55,6 +56,8 @@ class Train(Parameters):
             validation split where there is a test split, else they are held out of the training rows.
         average: decay of a moving average of the weights, a step; the average is the result, and what `best` judges. 0
             keeps the last weights. 0.99 to 0.999, with 1 / (1 - average) well below the number of steps.
+        dropout: chance of every dropout of the model, in [0, 1); null leaves them as the model came. What is distilled
+            has less need of it than what learns from labels, and on a CPU 0 is quicker.
         precision: "auto" takes bf16 where the CPU or GPU has it in hardware.
         checkpoint_seconds: time between two checkpoints.
 
@@ -79,6 +82,7 @@ class Train(Parameters):
     gradient_clip: float = Field(1.0, ge=0)
     best: bool = False
     average: float = Field(0.0, ge=0, lt=1)
+    dropout: float | None = Field(None, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_seconds: float = Field(60.0, gt=0)
 
@@ -98,7 +102,8 @@ class Train(Parameters):
         places = sorted(range(len(self.together)), key=lambda place: self.together[place].cuts == Grain.NONE)
         attached = {place: self.together[place].accompany(model, context) for place in places}
         companions = [attached[place] for place in range(len(places))]
-        _fit(self, model, companions, context.train, selection, context)
+        with dropout_of(model, self.dropout):
+            _fit(self, model, companions, context.train, selection, context)
         for companion in companions:
             model = companion.finish(model)
         return model.eval()
