@@ -30,11 +30,11 @@ from common import FINE_TUNING, data_folder, fine_tuned, run_stages, runs_folder
 from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.artifacts import artifact_of
 from niwaki.checkpoint import load, load_tokenizer
-from niwaki.comparison import RUNTIMES, compare
+from niwaki.comparison import RUNTIMES, Comparison, compare
 from niwaki.demo import find_base
 from niwaki.finetune import finetune
 from niwaki.measure import Measurement
-from niwaki.race import race
+from niwaki.race import Race, race
 from niwaki.recipe import Recipe
 from niwaki.run import Run, compress
 from niwaki.runtime import size_on_disk
@@ -219,15 +219,22 @@ def parents(case: Case) -> tuple[dict[str, Any], list[Any]]:
         "three": "every second layer of MiniLM, then fine-tuned",
     }
     told = [{"parent": name, "made": made_of, **summary(name, races.values())} for name, made_of in how.items()]
-    records = [
-        {"seed": seed, "budget": budget, **entrant.model_dump(mode="json", exclude={"model"})}
-        for seed, one in races.items()
-        for entrant in one.entrants
-    ]
+    records = [record for seed, one in races.items() for record in of_race(case.folder / f"race-{seed}", one)]
     return {"parents": told, "parents_budget_ms": bound(case)}, records
 
 
-def summary(name: str, races: Iterable[Any]) -> dict[str, Any]:
+def of_race(folder: Path, one: Race) -> list[dict[str, Any]]:
+    """Return the rows of a race's session; beside a finalist stands its quality paired with that of the first."""
+    if one.winner is None:
+        return []
+    first = {f"{entrant.parent}, compressed": entrant.quality for entrant in one.entrants if entrant.quality}
+    rows = Comparison.read(folder / "measurement.json").rows
+    paired = {name: {"to_first": quality.model_dump(mode="json")} for name, quality in first.items()}
+    told = {"seed": one.seed, "budget": one.budget}
+    return [{**told, **paired.get(row.name, {}), **row.model_dump(mode="json")} for row in rows]
+
+
+def summary(name: str, races: Iterable[Race]) -> dict[str, Any]:
     """Return the means over seeds of one parent, and its interval in each race."""
     own = [next(entrant for entrant in one.entrants if entrant.parent == name) for one in races]
     fit = [entrant for entrant in own if entrant.fits]
@@ -236,9 +243,9 @@ def summary(name: str, races: Iterable[Any]) -> dict[str, Any]:
         "races": len(own),
         "parent_accuracy": mean(one.quality.value - one.lost.difference for one in fit),
         "accuracy": mean(one.quality.value for one in fit),
-        "behind_first": mean(-one.quality.difference for one in fit),
-        "behind_first_intervals": [one.quality.interval for one in fit],
-        "lost": mean(-one.lost.difference for one in fit),
+        "to_first": mean(one.quality.difference for one in fit),
+        "to_first_intervals": "; ".join("{:+.2f}..{:+.2f}".format(*one.quality.interval) for one in fit),
+        "to_parent": mean(one.lost.difference for one in fit),
         "latency_ms": mean(1e3 * one.latency_seconds for one in fit),
     }
 
