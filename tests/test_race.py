@@ -17,11 +17,13 @@ from hypothesis import strategies as some
 import niwaki
 from niwaki.anatomy import anatomy_of
 from niwaki.budget import Budget
+from niwaki.calibrate import predict
 from niwaki.checkpoint import load, save
 from niwaki.comparison import Comparison
 from niwaki.errors import NiwakiError
 from niwaki.measure import Measurement, Session, paired_quality
-from niwaki.measure.records import Latency, Quality
+from niwaki.measure.conditions import machine
+from niwaki.measure.records import Conditions, Latency, Lengths, Quality
 from niwaki.race import Entrant, Parent, Race, Trial, read_parents, read_recipes
 from niwaki.race.recipes import strengths_of
 from niwaki.race.standing import standings
@@ -312,6 +314,48 @@ def base(saved_base: Base, tmp_path: Path) -> Path:
     return saved_base("bert", tmp_path / "base", layers=3)
 
 
+def in_process(subjects: Any, evaluation: Any, metric: str, *, threads: int, seed: int, **others: Any) -> Session:
+    """Measure as the real session does, but for the clock and the processes: a layer takes a millisecond."""
+    predictions = [predict(load(one.path), one.rows).argmax(-1) for one in subjects]
+    records = []
+    for one, found in zip(subjects, predictions, strict=True):
+        seconds = anatomy_of(load(one.path)).num_layers / 1000
+        quality = paired_quality(predictions[0], found, evaluation.labels, metric, seed=seed)
+        conditions = Conditions(
+            **machine(),
+            threads=threads,
+            precision="f32",
+            lengths=Lengths(mean=8, p50=8, p90=8, max=8),
+            latency_batch=1,
+            throughput_batch=32,
+            rounds=1,
+            repeats=1,
+            throughput_rows=32,
+            throughput_rounds=1,
+            memory_baseline_bytes=0,
+            versions={},
+            seed=seed,
+        )
+        records.append(
+            Measurement(
+                name=one.name,
+                runtime=one.runtime,
+                parameters=one.parameters,
+                size_bytes=size_on_disk(one.path, one.runtime),
+                latency_seconds=Latency(median=seconds, p10=seconds, p90=seconds, p99=seconds),
+                quality=Quality(split=evaluation.name, **quality),
+                conditions=conditions,
+            )
+        )
+    return Session(records, predictions, evaluation.labels, seed)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no processes to measure in."""
+    monkeypatch.setattr("niwaki.comparison.measure_session", in_process)
+
+
 def bytes_of(layers: int, base: Path, tmp_path: Path) -> int:
     """Return the bytes of the base with so many layers."""
     folder = save(keep_layers(load(base), layers=list(range(layers))), tmp_path / f"sized-{layers}")
@@ -322,7 +366,9 @@ def forbidden(*arguments: Any, **named: Any) -> Any:
     raise AssertionError("a finished race does its work again")
 
 
-def test_a_race_end_to_end(base: Path, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_race_end_to_end(
+    base: Path, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
     """Three layers and one of them, fine-tuned, to the size of two: the large is cut, the small is as it was."""
     two = bytes_of(2, base, tmp_path)
     cut = [Recipe([Drop(keep_layers=layers, by="uniform")]) for layers in (3, 2, 1)]
@@ -360,7 +406,7 @@ def test_a_race_end_to_end(base: Path, toy_task: Task, tmp_path: Path, monkeypat
 
 
 def test_an_interrupted_race_goes_on(
-    base: Path, saved_base: Base, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, saved_base: Base, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     other = saved_base("bert", tmp_path / "other", layers=2, seed=1)
     out = tmp_path / "race"
@@ -384,12 +430,29 @@ def test_an_interrupted_race_goes_on(
     assert not (base / "measurement.json").exists() and not (base / "artifacts").exists()
 
 
-def test_a_race_that_nobody_finishes(base: Path, toy_task: Task, tmp_path: Path) -> None:
+def test_a_race_that_nobody_finishes(base: Path, toy_task: Task, tmp_path: Path, quick: None) -> None:
     parents = [str(base), f"{base}:keep_layers=2"]
     found = niwaki.race(parents, MILD, toy_task, "size=1kB", tmp_path / "race", **LIGHT)
     assert found.winner is None and found.verdict.startswith("No parent reaches size=1kB")
     assert all("size is" in one.misses[0] for one in found.entrants)
     assert not (tmp_path / "race" / "measurement.json").exists()
+
+
+@pytest.mark.slow
+def test_a_race_by_the_clock_on_exported_files(
+    base: Path, toy_task: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing stands in for anything: files of ONNX Runtime, in processes of their own."""
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "race"
+    light = LIGHT | {"runtimes": ["onnxruntime"], "progress": True}
+    found = niwaki.race([f"whole={base}", f"half={base}:keep_layers=1"], MILD, toy_task, "latency=1s", out, **light)
+    assert found.winner and {one.runtime for one in found.entrants} == {"onnxruntime"}
+    assert all(one.fits and one.parent_fits and one.latency_seconds > 0 for one in found.entrants)
+    assert all(one.size_bytes < one.parent_size_bytes for one in found.entrants)
+    assert (out / "runs" / "half-recipe-1" / "artifacts" / "model.onnx").is_file()
+    told = capsys.readouterr()
+    assert told.out == "" and "whole, recipe 1 of 1: fits" in told.err
 
 
 def swapped(base: Path, folder: Path) -> Path:
