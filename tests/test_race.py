@@ -18,7 +18,7 @@ import niwaki
 from niwaki.anatomy import anatomy_of
 from niwaki.budget import Budget
 from niwaki.calibrate import predict
-from niwaki.checkpoint import load, save
+from niwaki.checkpoint import load
 from niwaki.comparison import Comparison
 from niwaki.errors import NiwakiError
 from niwaki.measure import Measurement, Session, paired_quality
@@ -31,7 +31,6 @@ from niwaki.recipe import Recipe
 from niwaki.report import report
 from niwaki.report.folders import read_run
 from niwaki.runtime import size_on_disk
-from niwaki.surgery import keep_layers
 from niwaki.task import Task
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.quantize import Quantize
@@ -356,12 +355,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("niwaki.comparison.measure_session", in_process)
 
 
-def bytes_of(layers: int, base: Path, tmp_path: Path) -> int:
-    """Return the bytes of the base with so many layers."""
-    folder = save(keep_layers(load(base), layers=list(range(layers))), tmp_path / f"sized-{layers}")
-    return size_on_disk(folder, "torch")
-
-
 def forbidden(*arguments: Any, **named: Any) -> Any:
     raise AssertionError("a finished race does its work again")
 
@@ -369,13 +362,12 @@ def forbidden(*arguments: Any, **named: Any) -> Any:
 def test_a_race_end_to_end(
     base: Path, toy_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
-    """Three layers and one of them, fine-tuned, to the size of two: the large is cut, the small is as it was."""
-    two = bytes_of(2, base, tmp_path)
+    """Three layers and one of them, fine-tuned, to the time of two: the large is cut, the small is as it was."""
     cut = [Recipe([Drop(keep_layers=layers, by="uniform")]) for layers in (3, 2, 1)]
     recipes = {"large": cut, "small": Recipe([Quantize(bits=8)])}
     parents = [f"large={base}", f"small={base}:keep_layers=1"]
     training = Train(epochs=1, learning_rate=1e-3, batch_size=16)
-    budget = Budget(size_bytes=two + 2000)
+    budget = "latency=2ms"
     out = tmp_path / "race"
     found = niwaki.race(parents, recipes, toy_task, budget, out, training=training, **LIGHT)
     by_name = {one.parent: one for one in found.entrants}
