@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from niwaki.anatomy import label_names
 from niwaki.budget import Budget
@@ -152,6 +153,7 @@ class _Course:
             runtimes=self.runtimes,
             threads=self.threads,
             progress=self.progress,
+            stream=False,  # what is streamed is not measured
             beside=beside,
         )
         (misses,) = self.bounds.judge(run.comparison.rows, run.comparison.base).values()
@@ -174,17 +176,12 @@ class _Course:
         kept = Race.read(self.folder / RESULT) if (self.folder / RESULT).is_file() else None
         if kept and kept.key == key:
             return kept
+        (self.folder / MEASUREMENT).unlink(missing_ok=True)
         found = standings(self.measured({**sources, **runs}), self.bounds, finalists) if finalists else {}
-        entrants = []
-        for name in [*found, *(name for name in parents if name not in found)]:
-            known = {"parent": name, "model": parents[name].model, "keep_layers": parents[name].keep_layers}
-            tried = {"recipes": len(recipes[name]), "trials": trials[name]}
-            missed = {"recipe": None, "misses": trials[name][-1].misses}
-            entrants.append(
-                Entrant(
-                    **known, **tried, **({"recipe": chosen[name].recipe, **found[name]} if name in found else missed)
-                )
-            )
+        entrants = [
+            _entrant(parents[name], len(recipes[name]), trials[name], chosen.get(name), found.get(name, {}))
+            for name in [*found, *(name for name in parents if name not in found)]
+        ]
         return Race(budget=str(self.bounds), seed=self.seed, entrants=tuple(entrants), key=key)
 
     def measured(self, models: Mapping[str, str]) -> Session:
@@ -211,6 +208,24 @@ class _Course:
             from rich.console import Console
 
             Console(stderr=True, highlight=False).print(words, markup=False)
+
+
+def _entrant(
+    parent: Parent, recipes: int, trials: tuple[Trial, ...], chosen: Trial | None, found: Mapping[str, Any]
+) -> Entrant:
+    """Return the record of one parent; where no recipe fits, with what the strongest missed."""
+    return Entrant(
+        **{
+            "parent": parent.name,
+            "model": parent.model,
+            "keep_layers": parent.keep_layers,
+            "recipes": recipes,
+            "trials": trials,
+            "recipe": chosen and chosen.recipe,
+            "misses": trials[-1].misses,
+            **found,
+        }
+    )
 
 
 def _bounds(budget: Budget | str) -> Budget:
