@@ -276,10 +276,12 @@ def test_race(stand_in: Callable[..., Calls], recipe_file: str, winner: str | No
     recipe = Recipe.parse(RECIPE)
     assert calls.last["recipes"] == {"large": [recipe], "half": [recipe]}
     assert (calls.last["budget"], calls.last["out"], calls.last["training"]) == ("latency=2ms", Path("o"), None)
-    more = f"--recipe half={recipe_file} --strengths steps[0].quantize.bits=8,4 -s steps[0].quantize.examples=64"
+    more = f"--recipe half={recipe_file} --strengths steps[0].quantize.examples=64,32 -s steps[0].quantize.by=nearest"
     result = run("race", *words, *more.split(), *"--epochs 1.5 --average 0.99 --runtimes torch --json -q".split())
     assert json.loads(result.stdout) == {"winner": winner}
-    several = [Recipe.parse(f"steps: [{{quantize: {{bits: {bits}, examples: 64}}}}]") for bits in (8, 4)]
+    several = [
+        Recipe.parse(f"steps: [{{quantize: {{bits: 8, by: nearest, examples: {count}}}}}]") for count in (64, 32)
+    ]
     assert calls.last["recipes"] == {"large": several, "half": several}
     assert (calls.last["training"].epochs, calls.last["training"].average) == (1.5, 0.99)
     assert calls.last["runtimes"] == ("torch",) and calls.last["progress"] is False
