@@ -422,6 +422,19 @@ def test_an_interrupted_race_goes_on(
     assert not (base / "measurement.json").exists() and not (base / "artifacts").exists()
 
 
+def test_steps_that_recipes_begin_with_are_done_once(base: Path, toy_task: Task, tmp_path: Path, quick: None) -> None:
+    """Two layers are one millisecond too many; that recipe is tried second, and its only step is there already."""
+    first = Drop(keep_layers=2, by="uniform")
+    recipes = [Recipe([first]), Recipe([first, Drop(keep_layers=1)])]
+    out = tmp_path / "race"
+    found = niwaki.race([f"a={base}", f"b={base}:keep_layers=2"], recipes, toy_task, "latency=1ms", out, **LIGHT)
+    assert [one.recipe for one in found.entrants] == [2, 2]
+    assert all(one.trials[0].misses == ("latency is 2 ms, the budget is at most 1 ms",) for one in found.entrants)
+    for name in ("a", "b"):
+        notes = [log.read_text("utf-8") for log in sorted(out.glob(f"runs/{name}-recipe-*/log.jsonl"))]
+        assert ["00-drop was done before" in note for note in notes] == [True, False]
+
+
 def test_a_race_that_nobody_finishes(base: Path, toy_task: Task, tmp_path: Path, quick: None) -> None:
     parents = [str(base), f"{base}:keep_layers=2"]
     found = niwaki.race(parents, MILD, toy_task, "size=1kB", tmp_path / "race", **LIGHT)
