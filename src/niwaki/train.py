@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from niwaki.calibrate import predict
 from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, write_tensors, written_aside
@@ -32,6 +33,8 @@ from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
 from niwaki.technique import Companion, Context, Grain, Technique
 
 LOG_EVERY = 25
+#: Tokens up to which attention on a CPU trains faster by plain products: 1.5 times at 14, and 1.15 at 128.
+PLAIN_ATTENTION = 256
 
 #: How the learning rate goes, from progress and warm-up to a factor.
 SCHEDULES = {"linear": warmup_linear, "constant": warmup_constant}
@@ -243,6 +246,13 @@ def is_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
+def _attention_for(batch: dict[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
+    """Return, on a CPU and for short texts, plain products: the backward pass of fused attention is slow there."""
+    ids_BT = batch["input_ids"]
+    is_short = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION
+    return sdpa_kernel(SDPBackend.MATH) if is_short else contextlib.nullcontext()
+
+
 class _Fit:
     """Hold one training while it lasts: joint module, optimizer, place."""
 
@@ -307,7 +317,7 @@ class _Fit:
             group["lr"] = rate * factor
         batch = {name: value.to(self.accelerator.device) for name, value in self.rows.batch(indices).items()}
         batch["rows"] = torch.from_numpy(np.ascontiguousarray(indices))
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.is_bf16):
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.is_bf16), _attention_for(batch):
             total, parts = self.joint(batch)
         self.accelerator.backward(total)
         if self.train.gradient_clip:
