@@ -24,6 +24,7 @@ FLOORS: dict[str, int] = {
     "demo": 7,
     "testing": 7,
     "explain": 7,
+    "race": 7,
     "run": 6,
     "artifacts": 6,
     "comparison": 6,
@@ -63,6 +64,7 @@ FLOORS: dict[str, int] = {
     "sparse": 1,
     "shards": 1,
     "vocabulary": 1,
+    "plain_table": 1,
     "errors": 1,
 }
 
