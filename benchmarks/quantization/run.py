@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "examples": 128,
 }
 DISTILL = Distill(temperature=2, logits=1, hidden=1)
-INT4: dict[str, Any] = {"bits": 4, "group": 32, "symmetric": False, "by": "mean-square", "embeddings": 4}
+INT4: dict[str, Any] = {"bits": 4, "group": 64, "symmetric": False, "by": "mean-square", "embeddings": 4}
 #: The model starts as its teacher, but for the rounding; dropout would only drive them apart.
 TRAINING: dict[str, Any] = {"batch_size": 64, "schedule": "constant", "average": 0.998, "dropout": 0.0}
 #: What is made of the encoder, by the name of its figures.
