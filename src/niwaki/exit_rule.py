@@ -17,7 +17,7 @@ By = Literal["entropy", "probability", "patience"]
 
 
 def sureness(by: By, logits_EBC: Array) -> Array:
-    """Return (E, B), of each exit and row how sure the heads are up to there; a row leaves where it reaches a threshold.
+    """Return (E, B), of each exit and row how sure the heads are; a row leaves at its threshold.
 
     Args:
         by: entropy, 1 less the entropy of the classes' probabilities over that of equal ones, in [0, 1]; probability,
