@@ -15,9 +15,10 @@ from niwaki.report.headline import Headline, headlines
 from niwaki.report.journal import plain_words
 from niwaki.report.log import durations, factored, notes_of
 from niwaki.report.points import LATENCY, SIZE
-from niwaki.report.precision import Told, told_of
+from niwaki.report.precision import told_of
 from niwaki.report.scatter import quality_plot
 from niwaki.report.shares import Shares, shares_of
+from niwaki.report.told import Told
 
 TEMPLATES = Path(__file__).parent / "templates"
 DETAILED = 12
