@@ -157,7 +157,7 @@ def within_cost(points: Sequence[Point], wanted: float) -> Point:
         NiwakiError: even with all rows leaving at the first exit it costs more.
     """
     for point in points:
-        if point.mean_cost <= wanted:
+        if point.mean_cost <= wanted + 1e-9:  # a mean of thirds is rounded otherwise than a third
             return point
     least = points[-1].mean_cost
     raise NiwakiError(
