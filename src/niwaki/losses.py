@@ -27,7 +27,7 @@ def soft_targets(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> 
 def reverse_divergence(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
     """Return KL(softmax(student) || softmax(teacher)), mean over the batch: it keeps off what the teacher rules out.
 
-    Source: Liu et al. 2020, FastBERT, equation 7.
+    Source: Liu et al. 2020, FastBERT, the loss of self-distillation.
 
     >>> even, sure = torch.zeros(1, 2), torch.tensor([[0.0, 2.0]])
     >>> float(reverse_divergence(even, even))

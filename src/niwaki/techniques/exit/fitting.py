@@ -117,7 +117,7 @@ def within_drop(rows: Rows, points: Sequence[Point], allowed: float, confidence:
 
     With a confidence the upper bound of the drop must be within the limit, point after point from the most careful one,
     and the first that is not ends the search: so that looking at many points does not weaken the bound (Angelopoulos et
-    al. 2022, Learn then Test, section 5.2: fixed sequence testing).
+    al. 2022, Learn then Test: fixed sequence testing).
 
     Args:
         rows: that the points are from.

@@ -61,9 +61,9 @@ class Exit(Technique):
         before it. After the last fit no step may follow, for it would be the fit of another model.
 
     References:
-        Xin et al. 2020, DeeBERT, sections 3.1 and 3.2 (frozen, entropy). Zhou et al. 2020, BERT Loses Patience,
-        equation 4 and section 3.2 (joint, patience). Liu et al. 2020, FastBERT, equations 6 and 7 (self-distillation,
-        normalised entropy). Schuster et al. 2022, Confident Adaptive Language Modeling, section 4 (confidence).
+        Xin et al. 2020, DeeBERT, sections 3.1 and 3.2 (frozen, entropy). Zhou et al. 2020, BERT Loses Patience
+        (joint, patience). Liu et al. 2020, FastBERT (self-distillation, normalised entropy). Schuster et al. 2022,
+        Confident Adaptive Language Modeling (confidence).
 
     Example:
         >>> Exit(after=(1, 3), allowed_drop=0.5).spread(6)
