@@ -351,6 +351,18 @@ def test_what_is_cut_meanwhile_keeps_its_exits(others: tuple[Any, ...], context:
     assert np.array_equal(all_logits_of(again, rows), said)
 
 
+def test_one_layer_that_runs_again_and_again_has_exits(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    context = make_context(saved_base("albert", layers=6), toy_task, tmp_path)
+    model = short_train((Exit(mean_cost=0.9), Quantize()), context).run(fresh(context), context)
+    model = Exit(by="probability", mean_cost=0.8).apply(model, context)
+    assert model.exits.layers == (1, 3)  # after the second and the fourth of six runs
+    batch = context.data.evaluation.batch([0])
+    logits_BC, exit_B = classify(model, batch)
+    again = load(save(model, tmp_path / "run"))
+    assert torch.equal(classify(again, batch)[0], logits_BC) and torch.equal(classify(again, batch)[1], exit_B)
+    assert torch.equal(logits_BC[0], all_logits(model, batch)[int(exit_B[0]), 0])
+
+
 def test_steps_of_a_recipe(saved_base: Bases, toy_data: Callable[..., Path], tmp_path: Path) -> None:
     task = Task("text-classification", data=str(toy_data(test=32)))
     recipe = Recipe(
