@@ -17,7 +17,7 @@ from niwaki.exiting import all_logits_of, require_exits
 from niwaki.layers.exits import exits_of
 from niwaki.surgery import add_exit, set_thresholds
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.exit.fitting import Point, Rows, bound_of, curve_of, within_cost, within_drop
+from niwaki.techniques.exit.fitting import Point, Rows, bound_of, check_cost, curve_of, within_cost, within_drop
 from niwaki.techniques.exit.training import Exiting, Way
 
 #: Points that may be lost where nothing else is said.
@@ -126,7 +126,7 @@ class Exit(Technique):
         return layers
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model that has no head on the first token, or too few layers, and a cost below the first exit's."""
+        """Refuse a model that has no head on the first token, or too few layers."""
         anatomy = anatomy_of(model)
         if not anatomy.family.first_token or anatomy.head is None:
             raise NiwakiError(
@@ -140,10 +140,12 @@ class Exit(Technique):
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Add the exits that are not there, and let all learn."""
         self.check(model)
-        there = exits_of(model)
-        for layer in self.spread(anatomy_of(model).depth):
+        there, depth = exits_of(model), anatomy_of(model).depth
+        for layer in self.spread(depth):
             if there is None or layer not in there.layers:
                 add_exit(model, layer=layer, width=self.width)
+        if self.mean_cost is not None:  # told before the hours are spent
+            check_cost(self.mean_cost, (require_exits(model).layers[0] + 1) / depth)
 
         def fit(trained: nn.Module) -> nn.Module:
             self.fit(trained, context)
