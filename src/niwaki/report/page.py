@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from niwaki.errors import NiwakiError
-from niwaki.report import steps, tables, units, usage
+from niwaki.report import exits, steps, tables, units, usage
 from niwaki.report.curves import POINTS, Training, trainings
 from niwaki.report.folders import RunFolder, number, section
 from niwaki.report.headline import Headline, headlines
 from niwaki.report.journal import plain_words
 from niwaki.report.log import durations, factored, notes_of
 from niwaki.report.points import LATENCY, SIZE
-from niwaki.report.precision import Told, told_of
+from niwaki.report.precision import told_of
 from niwaki.report.race import race_told
 from niwaki.report.scatter import quality_plot
 from niwaki.report.shares import Shares, shares_of
+from niwaki.report.told import Told
 
 TEMPLATES = Path(__file__).parent / "templates"
 DETAILED = 12
@@ -35,6 +36,7 @@ class Chapter:
     durations: Sequence[tuple[str, str]]
     notes: Sequence[str]
     told: Sequence[Told]
+    exits: Sequence[tuple[str, str]]
     shares: Shares | None
     steps: Sequence[str]
     edits: Sequence[str]
@@ -83,6 +85,7 @@ def chapter(run: RunFolder, name: str, points: int = POINTS) -> Chapter:
         durations=durations(run.log),
         notes=[*notes_of(run.log), *factored(run.log)],
         told=[*race_told(run.race), *told_of(run.log)],
+        exits=exits.pictures(run.log, f"{name}-exits"),
         shares=shares_of(run.modules, f"{name}-shares", run.base, run.name),
         steps=steps.steps_in_words(run.recipe),
         edits=plain_words(run.journal),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from niwaki.report import units
 from niwaki.report.folders import Row, number, section
 from niwaki.report.headline import interval_of
-from niwaki.report.precision import Told
+from niwaki.report.told import Told
 
 HEAD = (
     "parent",
