@@ -27,6 +27,8 @@ from niwaki.testing import check_technique, check_together, make_context
 ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Attend(window=4, end=0.5, allow_slower=True), Attend(window=64, end=0.5, allow_slower=True), False),
     (Attend(by="linear", examples=16, allow_slower=True), None, False),
+    (Attend(by="linear", features="t2r", match="outputs", examples=16, allow_slower=True), None, False),
+    (Attend(by="nystrom", landmarks=4, end=0.5, allow_slower=True), None, False),
     (Distill(hidden=1.0, relations=1.0), None, False),
     (Drop(keep_layers=1), Drop(keep_layers=2), True),
     (Prune(keep_heads=0.5, keep_neurons=0.5, multiple_of=8), Prune(), True),

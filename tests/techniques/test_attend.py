@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from niwaki.anatomy import longest_input, longest_read
 from niwaki.checkpoint import load, load_tokenizer, save
 from niwaki.errors import NiwakiError
-from niwaki.export import export_onnx
+from niwaki.export import export_onnx, export_openvino
 from niwaki.layers.attention import apart, side_by_side
 from niwaki.layers.kinds import build
 from niwaki.layers.nystrom import pseudo_inverse
@@ -167,10 +167,38 @@ def test_it_saves_narrows_packs_and_exports(family: str, by: Any, batch: Any, ti
     loaded = load(tmp_path / "saved")
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert export_onnx(loaded, unlike_lengths(batch), tmp_path / "model.onnx").agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [
+        ("bert", "two-global"),
+        ("roberta", "no-global"),
+        ("electra", "hedgehog"),
+        ("roberta", "t2r"),
+        ("distilbert", "nystrom"),
+    ],
+)
+def test_openvino_attends_as_the_model_does(
+    family: str, form: str, batch: Any, tiny_model: Any, tmp_path: Path
+) -> None:
+    """In floats, at inputs as short as the global tokens and of 140, padding among them."""
+    pytest.importorskip("openvino")
+    model = tiny_model(family)
+    extend_positions(model, tokens=150)
+    by, settings = KINDS[IDS.index(form)]
+    for layer in range(2):
+        swap_attention(model, layer=layer, by=by, **settings)
+    parity = export_openvino(model, unlike_lengths(batch), tmp_path / "model.xml")
+    assert parity.agreement == 1.0 and parity.largest_difference < 1e-4
+
+
+def unlike_lengths(batch: Any) -> list[dict[str, Tensor]]:
+    """Return the batch, a long one of unlike lengths, and one of two tokens a row."""
     long = {name: torch.cat([value] * 10, dim=1)[:3, :140] for name, value in batch.items()}
     long["attention_mask"] = (torch.arange(long["input_ids"].shape[1]) < torch.tensor([140, 71, 2])[:, None]).long()
-    short = {name: value[:2, :2] for name, value in batch.items()}
-    assert export_onnx(loaded, [batch, long, short], tmp_path / "model.onnx").agreement == 1.0
+    return [batch, long, {name: value[:2, :2] for name, value in batch.items()}]
 
 
 def name_of_query(model: nn.Module) -> str:

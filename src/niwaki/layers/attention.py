@@ -88,10 +88,10 @@ class WindowAttention(Mechanism):
         near_BTD = self._near(query_BTD, key_BTD, value_BTD, real_BT, scaling, dropout)
         if not self.global_tokens:
             return near_BTD
-        first_BGD = query_BTD[:, : self.global_tokens]
-        mask_B1GT = mask_B11T.expand(-1, -1, first_BGD.shape[1], -1)
+        first_BGD = first_of(query_BTD, self.global_tokens)
+        mask_B1GT = mask_B11T.expand(-1, -1, self.global_tokens, -1)
         far_BGD = attend(first_BGD, key_BTD, value_BTD, mask_B1GT, self.heads, scaling, dropout)
-        return torch.cat([far_BGD, near_BTD[:, self.global_tokens :]], dim=1)
+        return torch.cat([far_BGD, near_BTD[:, self.global_tokens :]], dim=1)[:, : query_BTD.shape[1]]
 
     def _near(
         self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float, dropout: float
@@ -117,7 +117,7 @@ class WindowAttention(Mechanism):
         near_BNKD = neighbours(states_BTD, self.window)
         if not self.global_tokens:
             return near_BNKD
-        far_BNGD = states_BTD[:, None, : self.global_tokens].expand(-1, blocks, -1, -1)
+        far_BNGD = first_of(states_BTD, self.global_tokens)[:, None].expand(-1, blocks, -1, -1)
         return torch.cat([near_BNKD, far_BNGD], dim=2)
 
     def _mask(self, real_BT: Tensor, blocks: int) -> Tensor:
@@ -134,7 +134,8 @@ class WindowAttention(Mechanism):
         near_BNWK = (distance_WK.abs() < self.window) & seen_BNK[:, :, None]
         if not self.global_tokens:
             return near_BNWK | (distance_WK == 0)
-        far_BNWG = real_BT[:, None, None, : self.global_tokens].expand(-1, blocks, self.window, -1)
+        far_BG = first_of(real_BT[:, :, None], self.global_tokens)[..., 0]
+        far_BNWG = far_BG[:, None, None].expand(-1, blocks, self.window, -1)
         return torch.cat([near_BNWK, far_BNWG], dim=3)
 
 
@@ -272,8 +273,18 @@ def side_by_side(states_BHTS: Tensor) -> Tensor:
 
 def in_blocks(states_BTD: Tensor, width: int) -> Tensor:
     """Cut tokens into blocks of `width`, (B, N, W, D); the last is filled up with 0."""
-    filler = -states_BTD.shape[1] % width
+    tokens = states_BTD.shape[1]
+    filler = (tokens + width - 1) // width * width - tokens  # a remainder has no operator in OpenVINO
     return cast(Tensor, functional.pad(states_BTD, (0, 0, 0, filler)).unflatten(1, (-1, width)))
+
+
+def first_of(states_BTD: Tensor, count: int) -> Tensor:
+    """Return the first tokens, (B, count, D), filled up with 0 where there are fewer.
+
+    >>> first_of(torch.tensor([[[1], [2]]]), 3)[..., 0].tolist(), first_of(torch.tensor([[[1], [2]]]), 1)[..., 0].tolist()
+    ([[1, 2, 0]], [[1]])
+    """
+    return functional.pad(states_BTD[:, :count], (0, 0, 0, count))[:, :count]
 
 
 def neighbours(states_BTD: Tensor, width: int) -> Tensor:
