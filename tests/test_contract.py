@@ -87,8 +87,15 @@ def test_technique(
 
 
 # Of language models nothing is exported yet, a word table that is the head is trimmed otherwise, and what reads from
-# left to right attends to the past alone.
+# left to right attends to the past alone, in a way of its own.
 ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name not in ("attend", "trim")]
+ON_LANGUAGE_MODELS += [
+    (
+        Attend(by="hybrid", window=2, end=0.5, examples=16, allow_slower=True),
+        Attend(by="hybrid", window=64, examples=16, allow_slower=True),
+        False,
+    ),
+]
 
 
 @pytest.mark.parametrize("row", ON_LANGUAGE_MODELS, ids=lambda row: repr(row[0]))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.anatomy import longest_input, longest_read
 from niwaki.checkpoint import load, load_tokenizer, save
@@ -116,24 +115,9 @@ def test_landmarks_are_the_means_of_segments() -> None:
     assert torch.allclose(answered, exact, atol=0.05)
 
 
-class Largest(TorchDispatchMode):
-    """Note the size of the largest tensor that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(one, Tensor):
-                self.numbers = max(self.numbers, one.numel())
-        return made
-
-
 @pytest.mark.parametrize(("by", "settings"), [KINDS[0], KINDS[3], KINDS[5]], ids=["window", "linear", "nystrom"])
 def test_no_tensor_grows_with_the_square_of_the_length(
-    by: str, settings: dict[str, Any], tiny_model: Callable[..., nn.Module]
+    by: str, settings: dict[str, Any], tiny_model: Callable[..., nn.Module], largest_tensor: Callable[[], Any]
 ) -> None:
     """The mask that Transformers makes is looked at too: the whole model runs, on a padded batch."""
     model = tiny_model("bert")
@@ -143,7 +127,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(
     largest = []
     for tokens in (512, 2048):
         mask_BT = (torch.arange(tokens) < torch.tensor([tokens, tokens // 2])[:, None]).long()
-        with Largest() as seen, torch.no_grad():
+        with largest_tensor() as seen, torch.no_grad():
             model(input_ids=torch.ones_like(mask_BT), attention_mask=mask_BT)
         largest.append(seen.numbers)
     assert largest[1] <= 4.1 * largest[0]
@@ -310,7 +294,7 @@ def test_the_clock_runs(context: Any) -> None:
     """What was timed goes with the lengths asked for, and every time is one."""
     from niwaki.techniques.attend.break_even import times_of
 
-    times = times_of("window", 2, 4, 100, (("window", 8), ("global_tokens", 1)))
+    times = times_of("window", 2, 4, 2, 100, (("window", 8), ("global_tokens", 1)))
     assert times.lengths == (32, 64, 100)
     assert np.all(np.array(times.exact + times.other) > 0)
 

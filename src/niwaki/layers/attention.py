@@ -5,7 +5,7 @@ that all that prunes, packs or factors them finds them where they were; Transfor
 with queries, keys and values. No tensor with a token in each of two dimensions is made, the mask included.
 """
 
-# B batch, T tokens, Q queries, K keys, H heads, S width of a head, D = H S, N blocks, W window, G global tokens
+# B batch, T tokens, Q queries, K keys (of decoders, key and value heads), H heads, S width of a head, D = H S, N blocks, W window, G global tokens
 
 from __future__ import annotations
 
@@ -46,6 +46,18 @@ class Mechanism(nn.Module):
     def first(self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
         """Return the answer of the first token alone, (B, 1, D); by default, of one that sees all."""
         return attend(query_B1D, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling)
+
+    def exact(
+        self,
+        query_BTD: Tensor,
+        key_BTD: Tensor,
+        value_BTD: Tensor,
+        real_BT: Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Return the answers of the attention in whose place this one stands (B, T, D)."""
+        return attend(query_BTD, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling, dropout)
 
     def keep_heads(self, heads: Sequence[int]) -> None:
         """Keep what belongs to these heads."""
@@ -222,6 +234,7 @@ class FeatureMap(nn.Module):
         start_SE = torch.eye(head_size)
         if features == "t2r":
             start_SE = torch.cat([start_SE, -start_SE], dim=1)
+        self.features = 2 * head_size
         self.weight = nn.Parameter(start_SE.repeat(heads, 1, 1))
         self.bias = nn.Parameter(torch.zeros(heads, 1, start_SE.shape[1]))
 
@@ -259,6 +272,36 @@ def attend(
     query, key, value = (apart(tensor, heads) for tensor in (query_BQD, key_BTD, value_BTD))
     context = functional.scaled_dot_product_attention(query, key, value, mask_B1QT, dropout, scale=scaling)
     return side_by_side(context)
+
+
+def attend_to_past(
+    query_BHQS: Tensor,
+    key_BKTS: Tensor,
+    value_BKTS: Tensor,
+    real_BT: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """Return softmax(Q K' * scaling) V of the last Q tokens, each over the tokens up to itself, (B, H, Q, S).
+
+    Args:
+        query_BHQS, key_BKTS, value_BKTS: K divides H: heads share keys and values.
+        real_BT: false for padding, on whatever side. A token sees itself even where it is padding.
+        scaling: of the products.
+        dropout: of the weights.
+        window: a token sees the last so many alone; all when None.
+    """
+    queries, keys = query_BHQS.shape[2], key_BKTS.shape[2]
+    grouped = query_BHQS.shape[1] != key_BKTS.shape[1]
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
+    if queries == keys and (window is None or window >= keys) and bool(real_BT.all()):
+        return functional.scaled_dot_product_attention(query_BHQS, key_BKTS, value_BKTS, is_causal=True, **settings)
+    place_T = torch.arange(keys, device=key_BKTS.device)
+    distance_QT = place_T[keys - queries :, None] - place_T
+    seen_QT = (distance_QT >= 0) & (distance_QT < (window or keys))
+    mask_B1QT = seen_QT & real_BT[:, None, None, :] | (distance_QT == 0)
+    return functional.scaled_dot_product_attention(query_BHQS, key_BKTS, value_BKTS, mask_B1QT, **settings)
 
 
 def apart(states_BTD: Tensor, heads: int) -> Tensor:
@@ -322,24 +365,28 @@ def padding_alone(*, attention_mask: Tensor | None = None, **_: Any) -> Tensor |
 def answer(
     module: nn.Module,
     query_BHTS: Tensor,
-    key_BHTS: Tensor,
-    value_BHTS: Tensor,
+    key_BKTS: Tensor,
+    value_BKTS: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return what a layer's mechanism answers, (B, T, H, S), and no weights; without one, attend in full."""
     mechanism = getattr(module, "mechanism", None)
-    if mechanism is None:
-        context_BHTS = functional.scaled_dot_product_attention(
-            query_BHTS, key_BHTS, value_BHTS, attention_mask, dropout, scale=scaling
-        )
-        return context_BHTS.transpose(1, 2), None
     if attention_mask is None:
-        real_BT = torch.ones(key_BHTS.shape[0], key_BHTS.shape[2], dtype=torch.bool, device=key_BHTS.device)
+        real_BT = torch.ones(key_BKTS.shape[0], key_BKTS.shape[2], dtype=torch.bool, device=key_BKTS.device)
     else:
-        real_BT = attention_mask[:, 0, 0]
-    states = (side_by_side(states) for states in (query_BHTS, key_BHTS, value_BHTS))
-    answer_BTD = mechanism(*states, real_BT, scaling, dropout)
-    return answer_BTD.unflatten(-1, (mechanism.heads, -1)), None
+        real_BT = attention_mask[:, 0, 0, -key_BKTS.shape[2] :]  # a cache may hold the last tokens alone
+    states = (query_BHTS, key_BKTS, value_BKTS)
+    if mechanism is not None:
+        answer_BTD = mechanism(*(side_by_side(one) for one in states), real_BT, scaling, dropout)
+        return answer_BTD.unflatten(-1, (mechanism.heads, -1)), None
+    if getattr(module, "is_causal", False):
+        context_BHTS = attend_to_past(*states, real_BT, scaling, dropout, sliding_window)
+    else:
+        context_BHTS = functional.scaled_dot_product_attention(
+            *states, real_BT[:, None, None, :], dropout, scale=scaling
+        )
+    return context_BHTS.transpose(1, 2), None
