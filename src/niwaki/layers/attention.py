@@ -5,7 +5,8 @@ that all that prunes, packs or factors them finds them where they were; Transfor
 with queries, keys and values. No tensor with a token in each of two dimensions is made, the mask included.
 """
 
-# B batch, T tokens, Q queries, K keys (of decoders, key and value heads), H heads, S width of a head, D = H S, N blocks, W window, G global tokens
+# B batch, T tokens, Q queries, K keys, H heads, S width of a head, D = H S, N blocks, W window, G global tokens
+# of decoders: K key and value heads
 
 from __future__ import annotations
 
@@ -286,7 +287,9 @@ def attend_to_past(
     """Return softmax(Q K' * scaling) V of the last Q tokens, each over the tokens up to itself, (B, H, Q, S).
 
     Args:
-        query_BHQS, key_BKTS, value_BKTS: K divides H: heads share keys and values.
+        query_BHQS: of the last Q tokens.
+        key_BKTS: of all T; K divides H, where heads share keys and values.
+        value_BKTS: of all T.
         real_BT: false for padding, on whatever side. A token sees itself even where it is padding.
         scaling: of the products.
         dropout: of the weights.
@@ -324,8 +327,8 @@ def in_blocks(states_BTD: Tensor, width: int) -> Tensor:
 def first_of(states_BTD: Tensor, count: int) -> Tensor:
     """Return the first tokens, (B, count, D), filled up with 0 where there are fewer.
 
-    >>> first_of(torch.tensor([[[1], [2]]]), 3)[..., 0].tolist(), first_of(torch.tensor([[[1], [2]]]), 1)[..., 0].tolist()
-    ([[1, 2, 0]], [[1]])
+    >>> [first_of(torch.tensor([[[1], [2]]]), count)[..., 0].tolist() for count in (3, 1)]
+    [[[1, 2, 0]], [[1]]]
     """
     return functional.pad(states_BTD[:, :count], (0, 0, 0, count))[:, :count]
 

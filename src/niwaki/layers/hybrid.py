@@ -4,8 +4,8 @@ Written in blocks it answers for a whole text at once; with what it remembers of
 large after ten of them as after ten thousand) it answers for one token more.
 """
 
-# B batch, T tokens, Q queries, D = H S, of keys and values K S; H heads, K key and value heads, G = H / K, X = B K, S width of a head
-# F features, W window, U = W + T, N blocks, R = min(W, T) rows of a block, P = G R, C = W + R
+# B batch, T tokens, Q queries, H heads, K key and value heads, S width of a head, D = H S (of keys and values K S)
+# G = H / K, X = B K, F features, W window, U = W + T, N blocks, R = min(W, T) rows of a block, P = G R, C = W + R
 
 from __future__ import annotations
 

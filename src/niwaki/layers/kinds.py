@@ -21,7 +21,7 @@ SETTINGS: dict[Kind, tuple[str, ...]] = {
 
 
 def build(by: Kind, heads: int, head_size: int, key_value_heads: int | None = None, **settings: Any) -> Mechanism:
-    """Return the attention of a kind, with its parameters in `SETTINGS`; heads share keys and values in "hybrid" alone."""
+    """Return the attention of a kind, with its parameters in `SETTINGS`; heads share keys in "hybrid" alone."""
     if by == "window":
         return WindowAttention(heads, **settings)
     if by == "nystrom":

@@ -48,8 +48,8 @@ class Attend(Technique):
         landmarks: of "nystrom": segments of a text. 32 to 128.
         positions: tokens the model is to read; as many as now when null.
         fill: "copied": shorter inputs are read as before; "interpolated": all positions move, and training must follow.
-        match: of "linear" and "hybrid": what is taught before training, "maps", "outputs" or "nothing"; when null maps of
-            "linear" and outputs of "hybrid", which has no maps to teach.
+        match: of "linear" and "hybrid": what is taught before training, "maps", "outputs" or "nothing"; when null
+            "maps" of linear, "outputs" of hybrid, which learns no maps.
         examples: training rows to learn from. 256 to 2048.
         length: of long rows the first so many tokens are learnt from; maps take memory by its square. 128 to 512.
         passes: over these rows. 2 to 10.
