@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from niwaki.measure.timing import (
 )
 from niwaki.runtime import OUTCOMES
 from niwaki.task import Encoded, score
+from niwaki.task.windows import Windows
 
 TABLE_VC = np.array([[9.0, 9.0], [1.0, 0.0], [0.0, 2.0], [np.nan, 0.0]], dtype=np.float32)
 
@@ -386,6 +388,22 @@ def test_measure_onnx_subjects(tmp_path, rows):
         assert record.conditions.precision == "as in the file"
         assert record.conditions.lengths.max == 6
         assert Measurement.model_validate_json(record.model_dump_json()) == record
+
+
+@pytest.mark.parametrize(("pool", "right"), [("mean", [1, 0, 0]), ("max", [1, 1, 0]), (None, [0, 0, 0])])
+def test_texts_in_windows_are_judged_by_all_of_them(tmp_path, pool, right):
+    """Windows of 4 that begin 3 apart, of a text of four 1 and five 2: logits (4, 0), (1, 6) and (0, 8).
+
+    Of one of thirteen 1 and four 2: four times (4, 0), then (1, 6) and (0, 8), means (17, 14) / 6.
+    """
+    pytest.importorskip("onnxruntime")
+    subject = Subject(name="table", runtime="onnxruntime", path=write_table(tmp_path / "table.onnx", TABLE_VC))
+    texts = [[1] * 4 + [2] * 5, [1] * 13 + [2] * 4, [1, 1]]
+    windows = Windows(size=4, before=0, after=0, pool=pool) if pool else None
+    rows = encoded([text if pool else text[:4] for text in texts], right)
+    (found,) = measure_subjects([subject], replace(rows, windows=windows), "accuracy", threads=1, quick=True)
+    assert found.quality.value == 100.0 and found.quality.count == 3
+    assert found.conditions.lengths.max == (17 if pool else 4)
 
 
 @pytest.mark.slow  # a process that imports torch
