@@ -72,7 +72,7 @@ class HybridAttention(Mechanism):
         features: "hedgehog" or "t2r", see `FeatureMap`.
 
     References:
-        Zhang et al. 2025, LoLCATs, equations 5 and 6. Katharopoulos et al. 2020, Transformers are RNNs, section 3.4.
+        Zhang et al. 2025, LoLCATs, section 3. Katharopoulos et al. 2020, Transformers are RNNs, section 3.4.
     """
 
     first_alone = False

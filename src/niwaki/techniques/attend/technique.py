@@ -68,7 +68,7 @@ class Attend(Technique):
         Beltagy et al. 2020, Longformer, sections 3.1 (window, global tokens) and 5 (positions). Zhang et al. 2024, The
         Hedgehog and the Porcupine, sections 4.1 and 4.2 (features, maps). Kasai et al. 2021, Finetuning Pretrained
         Transformers into RNNs, section 2.2 (t2r). Xiong et al. 2021, Nystromformer, equations 13 and 14 (nystrom).
-        Zhang et al. 2025, LoLCATs, sections 3.2 (outputs) and 3.3 (hybrid).
+        Zhang et al. 2025, LoLCATs, section 3 (outputs, hybrid).
 
     Example:
         >>> Attend(window=64).by, Attend(by="linear").features
