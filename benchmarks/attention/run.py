@@ -249,7 +249,7 @@ def decoder(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
 
 
 def step_figures(model: torch.nn.Module, tokens: int) -> dict[str, float]:
-    """Write tokens one by one: the time of one at the end over that at an eighth, with either cache, and their bytes."""
+    """Write tokens one by one, with either cache: the time of one at the end over that at an eighth, and the bytes."""
     from transformers import DynamicCache
 
     from niwaki.layers.recurrent import recurrent_cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -200,12 +200,12 @@ class HybridAttention(Mechanism):
         """Return blocks in which heads that share a key and value head stand below each other, (X, N, P, S)."""
         group = self.heads // self.key_value_heads
         states_XGNRS = in_blocks(states_BHTS.flatten(0, 1), rows).unflatten(0, (-1, group))
-        return states_XGNRS.transpose(1, 2).flatten(2, 3)
+        return cast(Tensor, states_XGNRS.transpose(1, 2).flatten(2, 3))
 
     def _apart(self, states_XNPS: Tensor, batch: int, rows: int) -> Tensor:
         """Undo `_together`, (B, H, N R, S)."""
         states_XGNRS = states_XNPS.unflatten(2, (-1, rows)).transpose(1, 2)
-        return states_XGNRS.flatten(2, 3).flatten(0, 1).unflatten(0, (batch, -1))
+        return cast(Tensor, states_XGNRS.flatten(2, 3).flatten(0, 1).unflatten(0, (batch, -1)))
 
     def _distance(self, rows: int, device: torch.device) -> Tensor:
         """Return how far before each query of a block the keys stand that it meets, (R, C)."""
@@ -215,4 +215,4 @@ class HybridAttention(Mechanism):
     def _shares(self, batch: int) -> Tensor:
         """Return the share of the window by head, (X, 1, G, 1, 1)."""
         share_KG = self.share.sigmoid().unflatten(0, (self.key_value_heads, -1))
-        return share_KG.repeat(batch, 1)[:, None, :, None, None]
+        return cast(Tensor, share_KG.repeat(batch, 1)[:, None, :, None, None])

@@ -27,7 +27,7 @@ def recurrent_cache(model: nn.Module) -> Cache:
     Raises:
         NiwakiError: no layer has it.
     """
-    layers = [_layer_of(getattr(layer.attention, "mechanism", None)) for layer in anatomy_of(model).layers]
+    layers: list[Any] = [_layer_of(getattr(layer.attention, "mechanism", None)) for layer in anatomy_of(model).layers]
     if not any(isinstance(layer, RecurrentLayer) for layer in layers):
         raise NiwakiError(
             "no layer of the model has a state that does not grow",
@@ -53,7 +53,7 @@ class RecurrentLayer(CacheLayerMixin):
     supports_early_init = False
 
     def __init__(self, mechanism: HybridAttention) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.mechanism, self.read = mechanism, 0
         self.past: Past | None = None
 
