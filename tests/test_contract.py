@@ -114,7 +114,7 @@ def test_technique_on_a_language_model(
         task=task,
         folder=tmp_path,
         smaller=smaller,
-        beside=[Distill()] if technique.name == "prune" and technique.can_accompany else [],
+        beside=[Distill()] if technique.name in ("attend", "prune") and technique.can_accompany else [],
         exports=(),
     )
 

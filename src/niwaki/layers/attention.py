@@ -378,10 +378,13 @@ def answer(
 ) -> tuple[Tensor, None]:
     """Return what a layer's mechanism answers, (B, T, H, S), and no weights; without one, attend in full."""
     mechanism = getattr(module, "mechanism", None)
+    tokens = key_BKTS.shape[2]
     if attention_mask is None:
-        real_BT = torch.ones(key_BKTS.shape[0], key_BKTS.shape[2], dtype=torch.bool, device=key_BKTS.device)
+        real_BT = torch.ones(key_BKTS.shape[0], tokens, dtype=torch.bool, device=key_BKTS.device)
     else:
-        real_BT = attention_mask[:, 0, 0, -key_BKTS.shape[2] :]  # a cache may hold the last tokens alone
+        real_BT = attention_mask[:, 0, 0]
+        if real_BT.shape[1] != tokens:  # a cache gives the last tokens alone
+            real_BT = real_BT[:, -tokens:]
     states = (query_BHTS, key_BKTS, value_BKTS)
     if mechanism is not None:
         answer_BTD = mechanism(*(side_by_side(one) for one in states), real_BT, scaling, dropout)
@@ -389,7 +392,5 @@ def answer(
     if getattr(module, "is_causal", False):
         context_BHTS = attend_to_past(*states, real_BT, scaling, dropout, sliding_window)
     else:
-        context_BHTS = functional.scaled_dot_product_attention(
-            *states, real_BT[:, None, None, :], dropout, scale=scaling
-        )
+        context_BHTS = functional.scaled_dot_product_attention(*states, attention_mask, dropout, scale=scaling)
     return context_BHTS.transpose(1, 2), None
