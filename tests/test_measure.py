@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niwaki.checkpoint import load_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.measure import (
     Measurement,
@@ -404,6 +405,29 @@ def test_texts_in_windows_are_judged_by_all_of_them(tmp_path, pool, right):
     (found,) = measure_subjects([subject], replace(rows, windows=windows), "accuracy", threads=1, quick=True)
     assert found.quality.value == 100.0 and found.quality.count == 3
     assert found.conditions.lengths.max == (17 if pool else 4)
+
+
+def test_an_artifact_reads_long_texts_in_windows(saved_base, toy_data):
+    """From the task to the file: what the model says of each window, the largest logit of each class taken."""
+    pytest.importorskip("onnxruntime")
+    import niwaki
+
+    base, task = (
+        saved_base("roberta"),
+        niwaki.Task("text-classification", data=str(toy_data()), max_length=7, long="max"),
+    )
+    (found,) = niwaki.measure(base, task, runtimes=["onnxruntime"], quick=True, progress=False).rows
+    model, data = niwaki.load(base), task.encode(load_tokenizer(base), 64)
+    rows = data.validation
+    assert (rows.lengths > 7).sum() > 10
+    right = 0
+    for row in range(len(rows)):
+        batch = rows.batch([row])
+        labels = batch.pop("labels")
+        assert batch["input_ids"].shape[1] <= 7
+        right += int(model(**batch).logits.amax(0).argmax() == labels[0])
+    assert found.quality.value == pytest.approx(100 * right / len(rows))
+    assert found.conditions.lengths.max == rows.lengths.max() > 7
 
 
 @pytest.mark.slow  # a process that imports torch
