@@ -290,7 +290,7 @@ def attend_to_past(
         query_BHQS: of the last Q tokens.
         key_BKTS: of all T; K divides H, where heads share keys and values.
         value_BKTS: of all T.
-        real_BT: false for padding, on whatever side. A token sees itself even where it is padding.
+        real_BT: false for padding, on whatever side. A token that would see nothing sees itself.
         scaling: of the products.
         dropout: of the weights.
         window: a token sees the last so many alone; all when None.
@@ -303,7 +303,9 @@ def attend_to_past(
     place_T = torch.arange(keys, device=key_BKTS.device)
     distance_QT = place_T[keys - queries :, None] - place_T
     seen_QT = (distance_QT >= 0) & (distance_QT < (window or keys))
-    mask_B1QT = seen_QT & real_BT[:, None, None, :] | (distance_QT == 0)
+    mask_B1QT = seen_QT & real_BT[:, None, None, :]
+    alone_B1Q1 = ~mask_B1QT.any(dim=-1, keepdim=True)  # of padding on the left: a row without any key is no number
+    mask_B1QT = mask_B1QT | (alone_B1Q1 & (distance_QT == 0))
     return functional.scaled_dot_product_attention(query_BHQS, key_BKTS, value_BKTS, mask_B1QT, **settings)
 
 
