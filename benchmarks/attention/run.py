@@ -234,7 +234,7 @@ def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
 
 def decoder(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     """Let stories260k remember all but its last 64 tokens in sums: nats lost, and the time of a token more."""
-    task = subset(stories(), "stories", range(scale.stories))
+    task = subset(stories(), "stories", range(scale.stories), None if scale == FULL else range(16))
     base = models_folder() / "stories260k"
     steps = [
         Attend(by="hybrid", window=64, examples=scale.stories, length=512, passes=2, allow_slower=True),
