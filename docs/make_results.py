@@ -64,7 +64,9 @@ def section(file: Path) -> str:
         parts.append(result["about"])
     figures = result.get("figures") or {}
     if figures:
-        parts.append(table(("figure", "value"), [(words(key), number(value)) for key, value in figures.items()]))
+        flat = {key: value for key, value in figures.items() if not is_table(value)}
+        parts.append(table(("figure", "value"), [(words(key), number(value)) for key, value in flat.items()]))
+        parts += [lines(key, value) for key, value in figures.items() if is_table(value)]
     for title, rows in comparisons(result):
         parts.append("\n\n".join([*title, comparison(rows)]))
     told = conditions(result)
@@ -155,6 +157,17 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[
 def shown(value: Any, form: str, scale: float = 1.0) -> str:
     """Return a number in its form, or a dash."""
     return form.format(value * scale) if isinstance(value, (int, float)) else "–"
+
+
+def is_table(value: Any) -> bool:
+    """Say whether a figure is a list of objects, each of which is a line."""
+    return isinstance(value, list) and bool(value) and all(isinstance(line, dict) and line for line in value)
+
+
+def lines(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return a figure that is a list of objects of the same keys, as a table of its own."""
+    heads = [words(name), *map(words, list(rows[0])[1:])]
+    return table(heads, [tuple(number(value) for value in row.values()) for row in rows])
 
 
 def number(value: Any) -> str:

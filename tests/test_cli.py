@@ -23,7 +23,7 @@ from niwaki.errors import NiwakiError
 from niwaki.recipe import Recipe
 from niwaki.task import Task
 
-VERBS = ("finetune", "compress", "measure", "compare", "ablate", "export", "report", "explain", "demo")
+VERBS = ("finetune", "compress", "measure", "compare", "race", "ablate", "export", "report", "explain", "demo")
 HEAVY = (
     "torch",
     "transformers",
@@ -246,6 +246,54 @@ def test_compare_misses_its_budget(stand_in: Callable[..., Calls]):
     assert result.exit_code == 1
     assert result.stdout == "the table\n"
     assert lines(result.stderr) == ["budget missed: small: latency is not measured, the budget is at most 1 ms"]
+
+
+@dataclass
+class Race:
+    """Stand for what race returns."""
+
+    winner: Any = "large"
+
+    def to_json(self) -> str:
+        return json.dumps({"winner": self.winner})
+
+    def __str__(self) -> str:
+        return "the table"
+
+
+@pytest.mark.parametrize(("winner", "code"), [("large", 0), (None, 1)])
+def test_race(stand_in: Callable[..., Calls], recipe_file: str, winner: str | None, code: int):
+    calls = stand_in("race", Race(winner))
+    words = (
+        f"large=runs/l half=runs/l:keep_layers=3 --data d --budget latency=2ms --out o --recipe {recipe_file}".split()
+    )
+    result = run("race", *words)
+    assert (result.exit_code, result.stdout) == (code, "the table\n\no\n")
+    assert [(one.name, one.model, one.keep_layers) for one in calls.last["parents"]] == [
+        ("large", "runs/l", None),
+        ("half", "runs/l", 3),
+    ]
+    recipe = Recipe.parse(RECIPE)
+    assert calls.last["recipes"] == {"large": [recipe], "half": [recipe]}
+    assert (calls.last["budget"], calls.last["out"], calls.last["training"]) == ("latency=2ms", Path("o"), None)
+    more = f"--recipe half={recipe_file} --strengths steps[0].quantize.examples=64,32 -s steps[0].quantize.by=nearest"
+    result = run("race", *words, *more.split(), *"--epochs 1.5 --average 0.99 --runtimes torch --json -q".split())
+    assert json.loads(result.stdout) == {"winner": winner}
+    several = [
+        Recipe.parse(f"steps: [{{quantize: {{bits: 8, by: nearest, examples: {count}}}}}]") for count in (64, 32)
+    ]
+    assert calls.last["recipes"] == {"large": several, "half": several}
+    assert (calls.last["training"].epochs, calls.last["training"].average) == (1.5, 0.99)
+    assert calls.last["runtimes"] == ("torch",) and calls.last["progress"] is False
+
+
+def test_race_stops_before_the_work(stand_in: Callable[..., Calls], recipe_file: str):
+    calls = stand_in("race", Race())
+    words = ["race", "--data", "d", "--budget", "latency=2ms", "--out", "o", "--recipe", recipe_file]
+    assert run(*words, "runs/a").exit_code == 2
+    assert run(*words, "runs/a", "b/a").exit_code == 2
+    assert run(*words, "runs/a", "runs/b", "--strengths", "steps[0].quantize.bits=8,no").exit_code == 2
+    assert not calls.arguments
 
 
 def test_ablate(stand_in: Callable[..., Calls]):

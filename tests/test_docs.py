@@ -258,7 +258,7 @@ def test_results_tell_figures_rows_and_conditions(tmp_path: Path) -> None:
         "conditions": {"threads": 2, "device": "a processor", "load_average": None},
     }
     result = {
-        "figures": {"size_ratio": 9.57, "rows": 872},
+        "figures": {"size_ratio": 9.57, "rows": 872, "parents": [{"parent": "six", "size_ratio": 2.5}]},
         "records": {"comparison": {"base": "base", "rows": [row]}},
         "conditions": {"recipe": "steps:\n- quantize: {bits: 8}\n"},
     }
@@ -267,6 +267,7 @@ def test_results_tell_figures_rows_and_conditions(tmp_path: Path) -> None:
     case.write_text(json.dumps(result), "utf-8")
     text = RESULTS["results"]([case])
     assert "| size ratio | 9.57 |" in text
+    assert "| parents | size ratio |" in text and "| six | 2.5 |" in text
     assert "| small | onnxruntime | 9.5 MB | 0.81 ms | 1.20 ms | – | – | – | 90.25 |" in text
     assert "| -0.57 (-1.60 .. +0.46) | 0.33 |" in text
     assert "**Conditions.** threads: 2; device: a processor." in text

@@ -24,6 +24,7 @@ FLOORS: dict[str, int] = {
     "demo": 7,
     "testing": 7,
     "explain": 7,
+    "race": 7,
     "run": 6,
     "artifacts": 6,
     "comparison": 6,
@@ -57,11 +58,13 @@ FLOORS: dict[str, int] = {
     "losses": 1,
     "schedules": 1,
     "moving_average": 1,
+    "dropout": 1,
     "grid": 1,
     "hessian": 1,
     "sparse": 1,
     "shards": 1,
     "vocabulary": 1,
+    "plain_table": 1,
     "errors": 1,
 }
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from niwaki.calibrate import predict
-from niwaki.checkpoint import weights_hash
+from niwaki.checkpoint import load, weights_hash
+from niwaki.dropout import dropout_of
 from niwaki.errors import NiwakiError
 from niwaki.task import Task, score
 from niwaki.technique import Context
@@ -116,6 +118,31 @@ def test_each_training_has_its_own_precision(saved_base: Bases, toy_task: Task, 
         found[precision] = train.run(fresh(context), _at(context, tmp_path / precision))
         assert all(value.dtype == before[name].dtype for name, value in found[precision].state_dict().items())
     assert weights_hash(found["bf16"]) != weights_hash(found["fp32"])
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "albert", "llama"])
+def test_dropout_is_set_everywhere_and_put_back(family: str, saved_base: Bases) -> None:
+    model = load(saved_base(family))
+    before = _dropouts(model)
+    with dropout_of(model, 0.25):
+        assert _dropouts(model) == [0.25] * len(before)
+    assert before and _dropouts(model) == before
+
+
+def test_a_training_without_dropout_sees_none(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    context, seen = make_context(saved_base("bert"), toy_task, tmp_path), set()
+    model = fresh(context)
+    dropout = next(module for module in model.modules() if isinstance(module, nn.Dropout))
+    dropout.register_forward_hook(lambda module, inputs, output: seen.add(torch.equal(inputs[0], output)))
+    Train(epochs=0.2, batch_size=16, dropout=0.0).run(model, context)
+    assert seen == {True} and dropout.p > 0
+
+
+def _dropouts(model: nn.Module) -> list[float]:
+    modules = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    return modules + [
+        module.attention_dropout for module in model.modules() if type(module).__name__ == "LlamaAttention"
+    ]
 
 
 def test_a_lost_training_says_so(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:

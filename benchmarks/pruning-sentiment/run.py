@@ -2,6 +2,8 @@
 
     make bench CASE=pruning-sentiment                       everything; many hours on two cores
     python benchmarks/pruning-sentiment/run.py post trim    these stages alone, with their dates and conditions
+    python benchmarks/pruning-sentiment/run.py train learnt-60 1
+                                                            one training of a stage, ahead of it, with this seed
 
 `result.json` holds what each stage found when it was run last. Runs resume, so an interrupted stage goes on where it
 stopped.
@@ -28,7 +30,7 @@ from niwaki.measure import Measurement
 from niwaki.measure.timing import time_in_turns
 from niwaki.recipe import Recipe
 from niwaki.run import Run, compress
-from niwaki.runtime import default_threads, open_worker
+from niwaki.runtime import default_threads, open_worker, size_on_disk
 from niwaki.task import Task
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.prune import Prune
@@ -42,11 +44,35 @@ SHARES = (0.75, 0.5, 0.25)
 ONE_SHOT = ("random", "magnitude", "first-order", "mask-search", "second-order")
 DISTILL = Distill(temperature=2, logits=1, hidden=1)
 NEAREST = Distill(temperature=2, logits=1, hidden=1, hidden_layers="nearest")
+#: Of the long trainings, whose result is a moving average of the weights.
+RATE: dict[str, Any] = {"learning_rate": 1.5e-4, "batch_size": 64, "schedule": "constant", "dropout": 0.0}
+
+
+def gates(gone: int) -> Train:
+    prune = Prune(by="hard-concrete", keep={"parameters": 1 - gone / 100}, end=0.85, gate_learning_rate=0.1)
+    return Train(epochs=1.5, together=(NEAREST, prune), **RATE)
+
+
+def masks(gone: int, by: str, epochs: float) -> Train:
+    prune = Prune(by=by, keep_weights=1 - gone / 100, end=0.6)
+    return Train(epochs=epochs, together=(DISTILL, prune), average=0.998, **RATE)
+
+
+#: The long trainings, each done with every seed.
+TRAININGS: dict[str, list[Train]] = {
+    "sparse-50": [masks(50, "magnitude", 1)],
+    "sparse-90": [masks(90, "movement", 2)],
+    "learnt-60": [gates(60), Train(epochs=1.5, together=(NEAREST,), average=0.998, **RATE)],
+    "learnt-90": [gates(90), Train(epochs=3, together=(NEAREST,), average=0.998, **RATE)],
+}
 
 OfModel = Callable[[Path, Task], tuple[dict[str, Any], list[Any]]]
 
 
 def main(names: list[str]) -> None:
+    if names[:1] == ["train"]:
+        trained(fine_tuned(sentiment()), sentiment(), names[1], int(names[2]))
+        return
     stages = {name: functools.partial(carried_out, name) for name in STAGES}
     run_stages(CASE, stages, names, {"seeds": list(SEEDS), "fine_tuning": FINE_TUNING})
 
@@ -100,29 +126,23 @@ def retrained(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     return {}, records_of(measured(base, runs, task))
 
 
-def learnt(gone: int, epochs: float, after: float, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+def learnt(gone: int, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     """Hard-concrete gates with distillation, then the cut model with its teacher alone, faster; three seeds."""
-    prune = Prune(by="hard-concrete", keep={"parameters": 1 - gone / 100}, end=0.7)
-    steps = [
-        Train(epochs=epochs, learning_rate=1.5e-4, batch_size=64, together=(NEAREST, prune)),
-        Train(epochs=after, learning_rate=1.5e-4, batch_size=64, together=(NEAREST,), average=0.998),
-    ]
-    rows, runs = seeded(base, task, f"learnt-{gone}", steps)
+    rows, runs = seeded(base, task, f"learnt-{gone}")
     figures = {f"learnt_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs]))}
     if gone == 90:
         figures["learnt_90_speedup"] = float(np.mean([speedup(base, one) for one in runs]))
     return figures, records_of(rows)
 
 
-def sparse(gone: int, by: str, epochs: float, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
+def sparse(gone: int, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     """Weights of the layers gone in training with distillation, three seeds."""
-    prune = Prune(by=by, keep_weights=1 - gone / 100, end=0.6)
-    step = Train(epochs=epochs, learning_rate=1e-4, batch_size=64, together=(DISTILL, prune))
-    rows, runs = seeded(base, task, f"sparse-{gone}", [step])
+    rows, runs = seeded(base, task, f"sparse-{gone}")
+    stored = {one.name: size_on_disk(one.folder, "torch") for one in runs}  # an artifact holds the zeros as well
     return {
         f"sparse_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs])),
         f"sparse_{gone}_bytes_ratio": float(np.mean([matrices_ratio(one) for one in runs])),
-    }, records_of(rows)
+    }, [{**record, "stored_bytes": stored.get(record["name"], record["size_bytes"])} for record in records_of(rows)]
 
 
 def trim(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
@@ -152,10 +172,10 @@ STAGES: dict[str, OfModel] = {
     "family": family,
     "curves": curves,
     "retrained": retrained,
-    "sparse-50": functools.partial(sparse, 50, "magnitude", 2),
-    "sparse-90": functools.partial(sparse, 90, "movement", 4),
-    "learnt-60": functools.partial(learnt, 60, 2, 2),
-    "learnt-90": functools.partial(learnt, 90, 3, 5),
+    "sparse-50": functools.partial(sparse, 50),
+    "sparse-90": functools.partial(sparse, 90),
+    "learnt-60": functools.partial(learnt, 60),
+    "learnt-90": functools.partial(learnt, 90),
 }
 
 
@@ -167,10 +187,14 @@ def run(base: Path, task: Task, name: str, steps: list[Any], seed: int = 0) -> R
     return compress(base, Recipe(steps), task, runs_folder(CASE) / name, seed=seed, measure=False, progress=False)
 
 
-def seeded(base: Path, task: Task, name: str, steps: list[Any]) -> tuple[dict[str, Measurement], list[Run]]:
-    """Carry out trainings with each seed and measure all of them."""
-    runs = [run(base, task, f"{name}-{seed}", steps, seed) for seed in SEEDS]
+def seeded(base: Path, task: Task, name: str) -> tuple[dict[str, Measurement], list[Run]]:
+    """Carry out a training with each seed and measure all of them."""
+    runs = [trained(base, task, name, seed) for seed in SEEDS]
     return measured(base, runs, task), runs
+
+
+def trained(base: Path, task: Task, name: str, seed: int) -> Run:
+    return run(base, task, f"{name}-{seed}", TRAININGS[name], seed)
 
 
 def measured(base: Path, runs: Iterable[Run], task: Task, runtime: str = "onnxruntime") -> dict[str, Measurement]:

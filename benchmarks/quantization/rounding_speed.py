@@ -124,7 +124,7 @@ def timed(run: Callable[[], Tensor]) -> tuple[float, Tensor]:
     return time.perf_counter() - begin, result
 
 
-def stage(size: int = 4096, tokens: int = 128 * 512, rounds: int = 3) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def stage(size: int = 4096, tokens: int = 128 * 512, rounds: int = 2) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Return figures and records: medians of the seconds a matrix, and the errors of ours as shares of the plain."""
     weight_OI, inputs_PI = matrix_and_tokens(size, tokens)
     products_II = products_of(inputs_PI)

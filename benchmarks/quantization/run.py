@@ -40,12 +40,14 @@ SETTINGS: dict[str, Any] = {
 }
 DISTILL = Distill(temperature=2, logits=1, hidden=1)
 INT4: dict[str, Any] = {"bits": 4, "group": 32, "symmetric": False, "by": "mean-square", "embeddings": 4}
+#: The model starts as its teacher, but for the rounding; dropout would only drive them apart.
+TRAINING: dict[str, Any] = {"batch_size": 64, "schedule": "constant", "average": 0.998, "dropout": 0.0}
 #: What is made of the encoder, by the name of its figures.
 RECIPES: dict[str, list[Any]] = {
     "dynamic": [Quantize(preset="int8")],
     "static": [Quantize(preset="int8-static")],
-    "qat": [Train(epochs=1, learning_rate=3e-5, batch_size=64, together=(DISTILL, Quantize(preset="int8")))],
-    "int4": [Train(epochs=1, learning_rate=5e-5, batch_size=64, together=(DISTILL, Quantize(**INT4)))],
+    "qat": [Train(epochs=1, learning_rate=1e-4, together=(DISTILL, Quantize(preset="int8")), **TRAINING)],
+    "int4": [Train(epochs=1, learning_rate=1e-4, together=(DISTILL, Quantize(**INT4)), **TRAINING)],
     "mixed": [Quantize(by="measured", allowed_drop=0.3)],
 }
 

@@ -36,6 +36,7 @@ _HOME = {
     "compress": "run",
     "measure": "comparison",
     "compare": "comparison",
+    "race": "race",
     "ablate": "ablation",
     "export": "artifacts",
     "load": "checkpoint",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from niwaki.explain import explain as explain
     from niwaki.finetune import finetune as finetune
     from niwaki.measure import Measurement as Measurement
+    from niwaki.race import race as race
     from niwaki.recipe import Recipe as Recipe
     from niwaki.report import report as report
     from niwaki.run import compress as compress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,19 +14,33 @@ from niwaki.checkpoint import load, load_tokenizer, weights_hash, write_text
 from niwaki.errors import NiwakiError, closest
 from niwaki.measure import (
     Measurement,
+    Session,
     Subject,
     count_macs_per_token,
     count_parameters,
-    measure_subjects,
+    measure_session,
     module_table,
 )
 from niwaki.measure.records import Quality
+from niwaki.plain_table import plain_table
 from niwaki.runtime import default_threads, installed
 from niwaki.teacher import cache_folder
 
 if TYPE_CHECKING:
     from niwaki.task import Encoded, Task
 
+TITLES = (
+    "model",
+    "runtime",
+    "size",
+    "latency",
+    "faster",
+    "rows/s",
+    "memory",
+    "quality",
+    "difference (95%)",
+    "changed",
+)
 #: The runtimes that can be compared, and the export each one opens ("" is the model folder itself).
 RUNTIMES = {"torch": "", "onnxruntime": "onnx", "openvino": "openvino"}
 
@@ -82,16 +95,30 @@ def compare(
     Raises:
         NiwakiError: a runtime is unknown, a folder holds no model, or an artifact does not agree with its model.
     """
-    runtimes = tuple(runtimes or usual_runtimes(task))
-    for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise NiwakiError(
-                f"there is no runtime {runtime!r}",
-                expected=f"one of {', '.join(RUNTIMES)}",
-                fix=closest(runtime, RUNTIMES),
-            )
-    require_exportable(task, [RUNTIMES[runtime] for runtime in runtimes if RUNTIMES[runtime]])
     sources = _named([str(base), *(str(Path(run)) for run in runs)])
+    comparison, _ = measure_together(
+        sources, task, runtimes=runtimes, threads=threads, quick=quick, seed=seed, progress=progress
+    )
+    for name, source in list(sources.items())[1:]:
+        _keep(comparison, name, Path(source))
+    return comparison
+
+
+def measure_together(
+    sources: Mapping[str, str],
+    task: Task,
+    *,
+    runtimes: Sequence[str] | None = None,
+    threads: int | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Comparison, Session]:
+    """Do the work of `compare` on models by name, the base first; also return the session, to pair any two of the rows.
+
+    No record is kept in a folder.
+    """
+    runtimes = known_runtimes(task, runtimes)
     rows = _rows_of_each(sources, task)
     subjects: list[Subject] = []
     modules: dict[str, list[dict[str, Any]]] = {}
@@ -99,7 +126,7 @@ def compare(
         found, table = _subjects_of(name, source, runtimes, rows[name])
         subjects += found
         modules[name] = table
-    measured = measure_subjects(
+    session = measure_session(
         subjects,
         next(iter(rows.values())),
         task.metric,
@@ -108,10 +135,7 @@ def compare(
         quick=quick,
         progress=progress,
     )
-    comparison = Comparison(next(iter(sources)), measured, modules)
-    for name, source in list(sources.items())[1:]:
-        _keep(comparison, name, Path(source))
-    return comparison
+    return Comparison(next(iter(sources)), session.records, modules), session
 
 
 def joined(comparisons: Sequence[Comparison]) -> Comparison:
@@ -135,6 +159,20 @@ def measure(
 ) -> Comparison:
     """Measure one model in several runtimes; the first of them is what the others are compared with."""
     return compare(model, task=task, runtimes=runtimes, threads=threads, quick=quick, seed=seed, progress=progress)
+
+
+def known_runtimes(task: Task, runtimes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the runtimes that are asked for, or the usual ones; refuse those that cannot be compared."""
+    runtimes = tuple(runtimes or usual_runtimes(task))
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise NiwakiError(
+                f"there is no runtime {runtime!r}",
+                expected=f"one of {', '.join(RUNTIMES)}",
+                fix=closest(runtime, RUNTIMES),
+            )
+    require_exportable(task, [RUNTIMES[runtime] for runtime in runtimes if RUNTIMES[runtime]])
+    return runtimes
 
 
 def usual_runtimes(task: Task) -> tuple[str, ...]:
@@ -205,28 +243,8 @@ def _keep(comparison: Comparison, name: str, folder: Path) -> None:
 
 def as_table(comparison: Comparison) -> str:
     """Return the comparison as a table of plain text."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in (
-        "model",
-        "runtime",
-        "size",
-        "latency",
-        "faster",
-        "rows/s",
-        "memory",
-        "quality",
-        "difference (95%)",
-        "changed",
-    ):
-        table.add_column(title, justify="left" if title in {"model", "runtime"} else "right")
-    for row in comparison.rows:
-        table.add_row(row.name, row.runtime, *_cells(row))
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table)
-    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    rows = [[row.name, row.runtime, *_cells(row)] for row in comparison.rows]
+    return "\n".join(plain_table(TITLES, rows, words=2))
 
 
 def _cells(row: Measurement) -> list[str]:

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from pydantic import Field, SerializeAsAny
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from niwaki.calibrate import predict
 from niwaki.checkpoint import WEIGHTS, put_tensors, tensors_of, write_tensors, written_aside
+from niwaki.dropout import dropout_of
 from niwaki.errors import NiwakiError
 from niwaki.moving_average import MovingAverage
 from niwaki.parameters import Parameters
@@ -31,6 +33,8 @@ from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
 from niwaki.technique import Companion, Context, Grain, Technique
 
 LOG_EVERY = 25
+#: Tokens up to which attention on a CPU trains faster by plain products: 1.5 times at 14, and 1.15 at 128.
+PLAIN_ATTENTION = 256
 
 #: How the learning rate goes, from progress and warm-up to a factor.
 SCHEDULES = {"linear": warmup_linear, "constant": warmup_constant}
@@ -55,6 +59,8 @@ class Train(Parameters):
             validation split where there is a test split, else they are held out of the training rows.
         average: decay of a moving average of the weights, a step; the average is the result, and what `best` judges. 0
             keeps the last weights. 0.99 to 0.999, with 1 / (1 - average) well below the number of steps.
+        dropout: chance of every dropout of the model, in [0, 1); null leaves them as the model came. What is distilled
+            has less need of it than what learns from labels, and on a CPU 0 is quicker.
         precision: "auto" takes bf16 where the CPU or GPU has it in hardware.
         checkpoint_seconds: time between two checkpoints.
 
@@ -79,6 +85,7 @@ class Train(Parameters):
     gradient_clip: float = Field(1.0, ge=0)
     best: bool = False
     average: float = Field(0.0, ge=0, lt=1)
+    dropout: float | None = Field(None, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     checkpoint_seconds: float = Field(60.0, gt=0)
 
@@ -98,7 +105,8 @@ class Train(Parameters):
         places = sorted(range(len(self.together)), key=lambda place: self.together[place].cuts == Grain.NONE)
         attached = {place: self.together[place].accompany(model, context) for place in places}
         companions = [attached[place] for place in range(len(places))]
-        _fit(self, model, companions, context.train, selection, context)
+        with dropout_of(model, self.dropout):
+            _fit(self, model, companions, context.train, selection, context)
         for companion in companions:
             model = companion.finish(model)
         return model.eval()
@@ -238,6 +246,13 @@ def is_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
+def _attention_for(batch: dict[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
+    """Return, on a CPU and for short texts, plain products: the backward pass of fused attention is slow there."""
+    ids_BT = batch["input_ids"]
+    is_short = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION
+    return sdpa_kernel(SDPBackend.MATH) if is_short else contextlib.nullcontext()
+
+
 class _Fit:
     """Hold one training while it lasts: joint module, optimizer, place."""
 
@@ -302,7 +317,7 @@ class _Fit:
             group["lr"] = rate * factor
         batch = {name: value.to(self.accelerator.device) for name, value in self.rows.batch(indices).items()}
         batch["rows"] = torch.from_numpy(np.ascontiguousarray(indices))
-        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.is_bf16):
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.is_bf16), _attention_for(batch):
             total, parts = self.joint(batch)
         self.accelerator.backward(total)
         if self.train.gradient_clip:

@@ -16,6 +16,7 @@ from niwaki.checkpoint import WEIGHTS, load, save
 from niwaki.errors import NiwakiError
 from niwaki.export.artifact import export_onnx, export_openvino
 from niwaki.grid import Grid, Rounded, nearest, spread
+from niwaki.layers import int4_kernel
 from niwaki.layers.linear import QuantizedLinear
 from niwaki.layers.packed import Packed, PackedEmbedding, PackedLinear
 from niwaki.measure import count_macs_per_token, count_parameters
@@ -291,6 +292,26 @@ def test_the_layer_is_the_linear_of_its_weights() -> None:
     rows = PackedEmbedding.from_embedding(table, Grid(4))
     ids = torch.tensor([[0, 3], [6, 6]])
     assert torch.equal(rows(ids), rows.dequantized()[ids])
+
+
+@pytest.mark.parametrize("zero", ["middle", "integer", "float"])
+def test_a_few_rows_in_bfloat16_take_the_kernel(zero: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+    linear = int4_kernel.linear
+    monkeypatch.setattr(int4_kernel, "linear", lambda *given: used.append(1) or linear(*given))
+    layer = PackedLinear.from_linear(nn.Linear(64, 48), Grid(4, 32, zero)).to(torch.bfloat16)
+    hidden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    product = layer(hidden)
+    assert used and product.dtype == torch.bfloat16 and product.shape == (2, 3, 48)
+    wanted = hidden.float() @ layer.dequantized().float().T + layer.bias.float()
+    assert float((product.float() - wanted).abs().max()) < 0.02 * float(wanted.abs().max())
+    layer.load_state_dict(PackedLinear.from_linear(nn.Linear(64, 48), Grid(4, 32, zero)).state_dict())
+    assert not torch.equal(layer(hidden), product)  # what was prepared is forgotten
+    used.clear()
+    layer(hidden.float())
+    layer(hidden.repeat(6, 1, 1))
+    layer(hidden.clone().requires_grad_())
+    assert not used
 
 
 # Exported

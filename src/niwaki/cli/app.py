@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from niwaki.budget import Budget
 
 OK, MISSED, BAD_INPUT, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
-ORDER = ("finetune", "compress", "measure", "compare", "ablate", "export", "report", "explain", "demo")
-RESUMES = ("compress", "finetune", "demo")
+ORDER = ("finetune", "compress", "measure", "compare", "race", "ablate", "export", "report", "explain", "demo")
+RESUMES = ("compress", "finetune", "race", "demo")
 
 
 class Verbs(TyperGroup):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,22 +12,10 @@ from niwaki.cli.app import MISSED, be_quiet, listed, only_json, print_json, tell
 from niwaki.errors import NiwakiError
 
 Best = Annotated[bool, typer.Option("--best", help="Keep the best epoch on held-out rows, not the last.")]
-Average = Annotated[
-    float,
-    typer.Option("--average", help="Decay of a moving average of the weights, kept as the result; 0.99 to 0.999."),
-]
 
-Schedule = Annotated[
-    Literal["linear", "constant"],
-    typer.Option("--schedule", help="The rate falls in a line to 0 (linear), or stays (constant, with --average)."),
-]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", help="A YAML file, or a shipped recipe by name (niwaki explain lists them)."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="PATH=VALUE", help="Set one value of the recipe; repeat for more."),
 ]
 Stream = Annotated[
     bool | None,
@@ -61,8 +49,8 @@ def finetune(
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Highest; 2e-5 to 2e-4.")] = 8e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a step, 16 to 128.")] = 64,
     best: Best = False,
-    schedule: Schedule = "linear",
-    average: Average = 0.0,
+    schedule: options.Schedule = "linear",
+    average: options.Average = 0.0,
     threads: options.Threads = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
@@ -113,7 +101,7 @@ def compress(
     max_length: options.MaxLength = None,
     pack: options.Pack = False,
     long: options.Long = None,
-    settings: Settings = None,
+    settings: options.Settings = None,
     export: Exports = None,
     budget: options.Bounds = None,
     measure: Annotated[

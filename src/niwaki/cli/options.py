@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -54,6 +54,19 @@ Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds: a first look
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and all else to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write, or to go on with.")]
+
+Average = Annotated[
+    float,
+    typer.Option("--average", help="Decay of a moving average of the weights, kept as the result; 0.99 to 0.999."),
+]
+Schedule = Annotated[
+    Literal["linear", "constant"],
+    typer.Option("--schedule", help="The rate falls in a line to 0 (linear), or stays (constant, with --average)."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="PATH=VALUE", help="Set one value of the recipe; repeat for more."),
+]
 
 
 def task_of(

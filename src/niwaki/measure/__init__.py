@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from niwaki.measure.quality import paired_quality
 from niwaki.measure.records import Measurement
-from niwaki.measure.subjects import Subject, measure_subjects
+from niwaki.measure.subjects import Session, Subject, measure_session, measure_subjects
 
 if TYPE_CHECKING:
     from niwaki.measure.counting import count_macs_per_token, count_parameters, module_table
 
 __all__ = [
     "Measurement",
+    "Session",
     "Subject",
     "count_macs_per_token",
     "count_parameters",
+    "measure_session",
     "measure_subjects",
     "module_table",
     "paired_quality",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +10,7 @@ import numpy as np
 from niwaki.measure.ends import Verdict, ends_against_middle, verdict
 from niwaki.measure.quality import Integers
 from niwaki.measure.records import Quality, _Record
+from niwaki.plain_table import plain_table
 
 LEARNT = "These rows are from the train split: a model that learnt from them knows them."
 
@@ -113,7 +113,7 @@ def _layer_lines(ablation: Ablation) -> list[str]:
         titles += [title, "loss"]
     kinds = [ablation.of_kind(kind) for kind in ("layer", "attention", "feed-forward")]
     rows = [[str(row[0].layer), *(cell for part in row for cell in _cells(part))] for row in zip(*kinds, strict=True)]
-    return _table_lines(titles, rows)
+    return plain_table(titles, rows)
 
 
 def _cells(part: PartRecord) -> tuple[str, str]:
@@ -130,19 +130,4 @@ def _head_lines(ablation: Ablation) -> list[str]:
         cells = [f"{quality.difference:+.2f}{star}" for quality, star in zip(here, stars, strict=True)]
         rows.append([str(layer), *cells])
     widest = max(map(len, rows)) - 1
-    return _table_lines(["layer", *map(str, range(widest))], rows)
-
-
-def _table_lines(titles: list[str], rows: list[list[str]]) -> list[str]:
-    """Set numbers in columns, flush right."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(width=40 + 20 * len(titles), record=True, file=io.StringIO())
-    console.print(table)
-    return [line.rstrip() for line in console.export_text().splitlines()]
+    return plain_table(["layer", *map(str, range(widest))], rows)

@@ -92,6 +92,30 @@ class Plan:
 QUICK = Plan(rounds=3, repeats=10, throughput_rounds=2, throughput_batches=2, quality_rows=1000)
 
 
+@dataclass(frozen=True)
+class Session:
+    """Hold what was measured together: a record each, and what each answered, so that any two can be paired.
+
+    Attributes:
+        records: one a subject, in their order; quality and speed are paired with the base's.
+        predictions: of each subject, on the same rows.
+        labels: class ids of these rows, where the task has them.
+        seed: of the bootstrap.
+    """
+
+    records: list[Measurement]
+    predictions: list[Array]
+    labels: npt.NDArray[np.int64] | None
+    seed: int
+
+    def paired(self, other: int, this: int) -> Quality:
+        """Return the quality of subject `this`, with subject `other` in the place of the base."""
+        quality = self.records[this].quality
+        assert quality is not None
+        answers = self.predictions[other], self.predictions[this]
+        return Quality(split=quality.split, **paired_quality(*answers, self.labels, quality.metric, seed=self.seed))
+
+
 def measure_subjects(
     subjects: Sequence[Subject],
     evaluation: Encoded,
@@ -104,7 +128,33 @@ def measure_subjects(
     quick: bool = False,
     progress: bool = True,
 ) -> list[Measurement]:
-    """Measure all subjects in one run and return one record each, in their order.
+    """Measure all subjects in one run and return one record each, in their order: the records of `measure_session`."""
+    return measure_session(
+        subjects,
+        evaluation,
+        metric,
+        base=base,
+        threads=threads,
+        rounds=rounds,
+        seed=seed,
+        quick=quick,
+        progress=progress,
+    ).records
+
+
+def measure_session(
+    subjects: Sequence[Subject],
+    evaluation: Encoded,
+    metric: str,
+    *,
+    base: int | None = None,
+    threads: int | None = None,
+    rounds: int = 10,
+    seed: int = 0,
+    quick: bool = False,
+    progress: bool = True,
+) -> Session:
+    """Measure all subjects in one run, and keep what each of them answered.
 
     All workers are alive at once, one at a time works. Order of things: every distinct length once (runtimes
     compile by shape; a server that has run for a while has seen them all), latency in turns, throughput in
@@ -154,7 +204,7 @@ def measure_subjects(
             "conditions": _conditions(facts, worker, own, plan, threads, seed),
         }
         records.append(Measurement(**_known(subject), **timed))
-    return records
+    return Session(records, predictions, labels, seed)
 
 
 def _known(subject: Subject) -> dict[str, Any]:

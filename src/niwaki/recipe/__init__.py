@@ -100,6 +100,11 @@ class Recipe:
                 raise error.at(assignment) from None
         return recipe
 
+    def strengths(self, assignment: str) -> list[Recipe]:
+        """Return the recipe with one value set to each of several: "steps[0].drop.keep_layers=6,4,3"."""
+        path, equals, values = assignment.partition("=")
+        return [self.replaced([f"{path}{equals}{value}"]) for value in values.split(",")]
+
     def family(self) -> dict[str, Recipe]:
         """Return, by name, the single recipes that one with lists of targets stands for; else nothing."""
         for index, step in enumerate(self.steps):

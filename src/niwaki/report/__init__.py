@@ -8,6 +8,7 @@ headline.py, tables.py, units.py    numbers in words and in rows
 steps.py, usage.py                  how a run was made, credited, used and made again
 drawing.py                          matplotlib to SVG that a page can theme
 points.py, labels.py, scatter.py    quality against latency and size
+race.py                             which parent to start from
 redundancy.py                       what each part of a model is worth
 curves.py, shares.py                losses; bytes and work by module
 """

@@ -38,6 +38,7 @@ class RunFolder:
         origin: `base.json`: base model, data, labels.
         config: `config.json`.
         artifacts: paths of the exported files, relative to the folder.
+        race: `race.json`, of the folder of a race.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class RunFolder:
     origin: Row = field(default_factory=dict)
     config: Row = field(default_factory=dict)
     artifacts: tuple[str, ...] = ()
+    race: Row = field(default_factory=dict)
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -122,6 +124,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
         recipe=_text(path / "recipe.yaml"),
         origin=_object(path / "base.json"),
         config=_object(path / "config.json"),
+        race=_object(path / "race.json"),
         artifacts=tuple(file.relative_to(path).as_posix() for file in artifacts if file.is_file()),
     )
 

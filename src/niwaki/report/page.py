@@ -16,6 +16,7 @@ from niwaki.report.journal import plain_words
 from niwaki.report.log import durations, factored, notes_of
 from niwaki.report.points import LATENCY, SIZE
 from niwaki.report.precision import Told, told_of
+from niwaki.report.race import race_told
 from niwaki.report.scatter import quality_plot
 from niwaki.report.shares import Shares, shares_of
 
@@ -81,7 +82,7 @@ def chapter(run: RunFolder, name: str, points: int = POINTS) -> Chapter:
         trainings=trainings(run.log, f"{name}-losses", points),
         durations=durations(run.log),
         notes=[*notes_of(run.log), *factored(run.log)],
-        told=told_of(run.log),
+        told=[*race_told(run.race), *told_of(run.log)],
         shares=shares_of(run.modules, f"{name}-shares", run.base, run.name),
         steps=steps.steps_in_words(run.recipe),
         edits=plain_words(run.journal),

@@ -6,6 +6,6 @@ folder.py  what is in a run folder, and what is written into it
 """
 
 from niwaki.run.folder import Run
-from niwaki.run.job import STREAMED, carry_out_into, compress
+from niwaki.run.job import STREAMED, carry_out_into, check_recipe, compress, formats_of
 
-__all__ = ["STREAMED", "Run", "carry_out_into", "compress"]
+__all__ = ["STREAMED", "Run", "carry_out_into", "check_recipe", "compress", "formats_of"]

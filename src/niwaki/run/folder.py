@@ -103,11 +103,11 @@ def link_result(step: Path, tokenizer: Any, folder: Path) -> None:
         aside.replace(folder / name)
 
 
-def refuse_other_content(folder: Path, members: Collection[Path] = ()) -> None:
-    """Refuse to write a run, or the members of a family, where something else stands."""
+def refuse_other_content(folder: Path, members: Collection[Path] = (), mark: str = "base.json") -> None:
+    """Refuse to write a run, or the members of a family, where something else stands: a folder without the mark."""
     if folder.is_file():
         raise NiwakiError(f"{folder} is a file", expected="a folder for the run", fix=f"--out {folder}-run")
-    ours = any((place / "base.json").is_file() for place in members or [folder])
+    ours = any((place / mark).is_file() for place in members or [folder])
     if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise NiwakiError(
             f"{folder} holds other files",

@@ -46,6 +46,7 @@ def compress(
     threads: int | None = None,
     progress: bool = True,
     stream: bool | None = None,
+    beside: Sequence[str | Path] = (),
 ) -> Run:
     """Carry out a recipe on a fine-tuned model, measure the result beside it, and write a run folder with a model card.
 
@@ -71,6 +72,7 @@ def compress(
         stream: read a decoder from disk block by block, and never have it in memory as a whole; for a recipe of a
             single `quantize`. Nothing is measured then. By default a decoder that, in 32 bits, takes more than a
             quarter of the free memory.
+        beside: other run folders; a step that one of them has done the same way is taken from there.
 
     Raises:
         NiwakiError: the base, the recipe or the data do not fit together, or an artifact does not agree with the model.
@@ -78,7 +80,7 @@ def compress(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     export = usual_exports(task) if export is None else export
     require_exportable(task, [*export, *(RUNTIMES[runtime] for runtime in runtimes or () if RUNTIMES.get(runtime))])
-    formats = {*export, *(RUNTIMES.get(runtime, "") for runtime in (runtimes or usual_runtimes(task)) if measure)}
+    formats = {*export, *(formats_of(task, runtimes) if measure else ())}
     folder = Path(out)
     stream = _streams(base, recipe, stream)
     family = recipe.family()
@@ -97,7 +99,7 @@ def compress(
             threads=threads,
             progress=progress,
             new_head=False,
-            beside=list(members),
+            beside=[*members, *map(Path, beside)],
             stream=stream,
         )
         for place, member in members.items()
@@ -115,6 +117,11 @@ def compress(
     return Run(folder)
 
 
+def formats_of(task: Task, runtimes: Sequence[str] | None) -> set[str]:
+    """Return the formats that the runtimes open, by default all usual ones; "" is the model folder itself."""
+    return {RUNTIMES.get(runtime, "") for runtime in runtimes or usual_runtimes(task)}
+
+
 def _streams(base: nn.Module | str | Path, recipe: Recipe, asked: bool | None) -> bool:
     """Say whether the base is to be read block by block, and refuse where that was asked for and cannot be."""
     able = not isinstance(base, nn.Module) and [getattr(step, "streams", False) for step in recipe.steps] == [True]
@@ -130,7 +137,7 @@ def _streams(base: nn.Module | str | Path, recipe: Recipe, asked: bool | None) -
     return able and can_stream(base) and is_large(base)
 
 
-def _check(recipe: Recipe, model: nn.Module, formats: Collection[str]) -> None:
+def check_recipe(recipe: Recipe, model: nn.Module, formats: Collection[str]) -> None:
     """Refuse what cannot be done to the base, and what cannot be written, as far as that is known before.
 
     Behind a step that cuts units the widths are no longer those of the base: what fits into a file is seen then.
@@ -199,7 +206,7 @@ def carry_out_into(
     tokenizer = load_tokenizer(source)
     anatomy_of(model)
     task.check(model)
-    _check(recipe, model, formats)
+    check_recipe(recipe, model, formats)
     data = task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model))
     refuse_other_content(folder)
     folder.mkdir(parents=True, exist_ok=True)
