@@ -99,18 +99,20 @@ class WindowAttention(Mechanism):
         if not torch.compiler.is_exporting() and query_BTD.shape[1] <= self.window:  # a graph serves all lengths
             return attend(query_BTD, key_BTD, value_BTD, mask_B11T, self.heads, scaling, dropout)
         near_BTD = self._near(query_BTD, key_BTD, value_BTD, real_BT, scaling, dropout)
+        # By index: of a slice a traced graph would keep a formula of the length, which grows with every layer.
+        place_T = torch.arange(query_BTD.shape[1], device=query_BTD.device)
         if not self.global_tokens:
-            return near_BTD
+            return near_BTD.index_select(1, place_T)
         first_BGD = first_of(query_BTD, self.global_tokens)
         mask_B1GT = mask_B11T.expand(-1, -1, self.global_tokens, -1)
         far_BGD = attend(first_BGD, key_BTD, value_BTD, mask_B1GT, self.heads, scaling, dropout)
-        return torch.cat([far_BGD, near_BTD[:, self.global_tokens :]], dim=1)[:, : query_BTD.shape[1]]
+        return torch.cat([far_BGD, near_BTD[:, self.global_tokens :]], dim=1).index_select(1, place_T)
 
     def _near(
         self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float, dropout: float
     ) -> Tensor:
-        """Return the answers of tokens that see their window and the global tokens."""
-        batch, tokens, width = query_BTD.shape
+        """Return the answers of tokens that see their window and the global tokens, and of what fills up blocks."""
+        batch, _, width = query_BTD.shape
         query_BNWD = in_blocks(query_BTD, self.window)
         key_BNKD, value_BNKD = (self._seen(states_BTD, query_BNWD.shape[1]) for states_BTD in (key_BTD, value_BTD))
         mask_BNWK = self._mask(real_BT, query_BNWD.shape[1])
@@ -123,7 +125,7 @@ class WindowAttention(Mechanism):
             scaling,
             dropout,
         )
-        return near.reshape(batch, -1, width)[:, :tokens]
+        return near.reshape(batch, -1, width)
 
     def _seen(self, states_BTD: Tensor, blocks: int) -> Tensor:
         """Return, for each block, the states of the three blocks that it sees, and those of the global tokens."""
