@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from torch import nn
@@ -289,3 +290,24 @@ def run_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Train, Context, int]
                 train.run(fresh(context), context)
 
     return run
+
+
+class Largest(TorchDispatchMode):
+    """Note the size of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor):
+                self.numbers = max(self.numbers, one.numel())
+        return made
+
+
+@pytest.fixture(scope="session")
+def largest_tensor() -> Callable[[], Largest]:
+    """Return what notes the `numbers` of the largest tensor made while it lasts."""
+    return Largest

@@ -190,3 +190,9 @@ def test_no_train_split_no_selection(saved_base: Base, toy_data: Callable[..., P
     with pytest.raises(NiwakiError, match="--split evaluation"):
         niwaki.ablate(saved_base("bert"), task, progress=False)
     assert niwaki.ablate(saved_base("bert"), task, split="evaluation", heads=False, progress=False).count == 48
+
+
+def test_texts_that_are_read_in_windows_are_not_ablated(saved_base, toy_task):
+    task = toy_task.model_copy(update={"long": "mean"})
+    with pytest.raises(NiwakiError, match="read in windows"):
+        niwaki.ablate(saved_base("bert"), task, split="evaluation", progress=False)

@@ -28,6 +28,8 @@ from niwaki.testing import check_technique, check_together, make_context
 ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Attend(window=4, end=0.5, allow_slower=True), Attend(window=64, end=0.5, allow_slower=True), False),
     (Attend(by="linear", examples=16, allow_slower=True), None, False),
+    (Attend(by="linear", features="t2r", match="outputs", examples=16, allow_slower=True), None, False),
+    (Attend(by="nystrom", landmarks=4, end=0.5, allow_slower=True), None, False),
     (Distill(hidden=1.0, relations=1.0), None, False),
     (Drop(keep_layers=1), Drop(keep_layers=2), True),
     (Prune(keep_heads=0.5, keep_neurons=0.5, multiple_of=8), Prune(), True),
@@ -93,8 +95,15 @@ def test_technique(
 
 
 # Of language models nothing is exported yet, a word table that is the head is trimmed otherwise, and what reads from
-# left to right attends to the past alone, and has no first token that says what the text is.
+# left to right attends to the past alone, in a way of its own, and has no first token that says what the text is.
 ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name not in ("attend", "exit", "trim")]
+ON_LANGUAGE_MODELS += [
+    (
+        Attend(by="hybrid", window=2, end=0.5, examples=16, allow_slower=True),
+        Attend(by="hybrid", window=64, examples=16, allow_slower=True),
+        False,
+    ),
+]
 
 
 @pytest.mark.parametrize("row", ON_LANGUAGE_MODELS, ids=lambda row: repr(row[0]))
@@ -113,7 +122,7 @@ def test_technique_on_a_language_model(
         task=task,
         folder=tmp_path,
         smaller=smaller,
-        beside=[Distill()] if technique.name == "prune" and technique.can_accompany else [],
+        beside=[Distill()] if technique.name in ("attend", "prune") and technique.can_accompany else [],
         exports=(),
     )
 

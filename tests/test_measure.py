@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niwaki.checkpoint import load_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.measure import (
     Measurement,
@@ -37,6 +39,7 @@ from niwaki.measure.timing import (
 )
 from niwaki.runtime import OUTCOMES
 from niwaki.task import Encoded, score
+from niwaki.task.windows import Windows
 
 TABLE_VC = np.array([[9.0, 9.0], [1.0, 0.0], [0.0, 2.0], [np.nan, 0.0]], dtype=np.float32)
 
@@ -386,6 +389,45 @@ def test_measure_onnx_subjects(tmp_path, rows):
         assert record.conditions.precision == "as in the file"
         assert record.conditions.lengths.max == 6
         assert Measurement.model_validate_json(record.model_dump_json()) == record
+
+
+@pytest.mark.parametrize(("pool", "right"), [("mean", [1, 0, 0]), ("max", [1, 1, 0]), (None, [0, 0, 0])])
+def test_texts_in_windows_are_judged_by_all_of_them(tmp_path, pool, right):
+    """Windows of 4 that begin 3 apart, of a text of four 1 and five 2: logits (4, 0), (1, 6) and (0, 8).
+
+    Of one of thirteen 1 and four 2: four times (4, 0), then (1, 6) and (0, 8), means (17, 14) / 6.
+    """
+    pytest.importorskip("onnxruntime")
+    subject = Subject(name="table", runtime="onnxruntime", path=write_table(tmp_path / "table.onnx", TABLE_VC))
+    texts = [[1] * 4 + [2] * 5, [1] * 13 + [2] * 4, [1, 1]]
+    windows = Windows(size=4, before=0, after=0, pool=pool) if pool else None
+    rows = encoded([text if pool else text[:4] for text in texts], right)
+    (found,) = measure_subjects([subject], replace(rows, windows=windows), "accuracy", threads=1, quick=True)
+    assert found.quality.value == 100.0 and found.quality.count == 3
+    assert found.conditions.lengths.max == (17 if pool else 4)
+
+
+def test_an_artifact_reads_long_texts_in_windows(saved_base, toy_data):
+    """From the task to the file: what the model says of each window, the largest logit of each class taken."""
+    pytest.importorskip("onnxruntime")
+    import niwaki
+
+    base, task = (
+        saved_base("roberta"),
+        niwaki.Task("text-classification", data=str(toy_data()), max_length=7, long="max"),
+    )
+    (found,) = niwaki.measure(base, task, runtimes=["onnxruntime"], quick=True, progress=False).rows
+    model, data = niwaki.load(base), task.encode(load_tokenizer(base), 64)
+    rows = data.validation
+    assert (rows.lengths > 7).sum() > 10
+    right = 0
+    for row in range(len(rows)):
+        batch = rows.batch([row])
+        labels = batch.pop("labels")
+        assert batch["input_ids"].shape[1] <= 7
+        right += int(model(**batch).logits.amax(0).argmax() == labels[0])
+    assert found.quality.value == pytest.approx(100 * right / len(rows))
+    assert found.conditions.lengths.max == rows.lengths.max() > 7
 
 
 @pytest.mark.slow  # a process that imports torch

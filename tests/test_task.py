@@ -563,6 +563,52 @@ def test_cut_texts_are_counted_and_told(tmp_path: Path, tiny_tokenizer: Callable
     assert data.train is not None and data.train.truncated == 0
 
 
+@QUICK
+@given(words=st.lists(st.sampled_from(WORDS[:7]), min_size=1, max_size=60), size=st.integers(4, 20))
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_windows_read_all_of_a_text(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: Callable[..., Any],
+    family: str,
+    words: list[str],
+    size: int,
+) -> None:
+    """In the split that is reported on alone; each as the tokenizer would write its stretch of the text."""
+    folder, tokenizer = tmp_path_factory.mktemp("rows"), tiny_tokenizer(family)
+    rows = [{"text": " ".join(words), "label": n % 2} for n in range(3)]
+    for name in ("train", "dev"):
+        write(folder / f"{name}.csv", rows)
+    data = classify(folder, max_length=size, long="mean").encode(tokenizer, 64)
+    whole = tokenizer(" ".join(words))["input_ids"]
+    assert data.train is not None and data.train.windows is None
+    assert data.train.tokens_of(0).tolist() == tokenizer(" ".join(words), truncation=True, max_length=size)["input_ids"]
+    cut, owners = data.validation.in_windows([2, 1])
+    count = len(cut) // 2
+    assert owners.tolist() == [0] * count + [1] * count and cut.labels is not None and cut.labels[-1] == 1
+    head, tail = 1, int(family == "bert")
+    texts = [cut.tokens_of(row)[head : cut.lengths[row] - tail].tolist() for row in range(count)]
+    plain, start = whole[head : len(whole) - tail], 0
+    assert all(cut.tokens_of(row)[0] == whole[0] for row in range(count))
+    assert all(tail == 0 or cut.tokens_of(row)[-1] == whole[-1] for row in range(count))
+    if len(whole) <= size:
+        assert texts == [plain]
+        return
+    assert {len(text) for text in texts} == {size - head - tail}
+    step = max(1, size - head - tail - round(0.25 * (size - head - tail)))
+    for text in texts[:-1]:
+        assert text == plain[start : start + len(text)]
+        start += step
+    assert texts[-1] == plain[-len(texts[-1]) :] and len(plain) - len(texts[-1]) <= start
+    assert data.validation.batch([0])["input_ids"].shape == (count, size)
+    assert any(f"3 of 3 validation texts (100.0%) were read in windows of {size} tokens" in one for one in data.notes)
+
+
+def test_windows_are_for_single_texts(tmp_path: Path, tiny_tokenizer: Callable[..., Any]) -> None:
+    write(tmp_path / "dev.csv", [{"text": "film", "text_pair": "plot", "label": n} for n in range(2)])
+    with pytest.raises(NiwakiError, match="in windows, of pairs"):
+        classify(tmp_path, long="max").encode(tiny_tokenizer("bert"), 64)
+
+
 def test_splits_of_many_calls_stay_in_order(tmp_path: Path, tiny_tokenizer: Callable[..., Any]) -> None:
     rows = [{"text": WORDS[n % 7], "label": n % 2} for n in range(CHUNK_ROWS + 5)]
     data = classify(write(tmp_path / "dev.csv", rows)).encode(tiny_tokenizer("bert"), 64).validation

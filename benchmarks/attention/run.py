@@ -2,26 +2,47 @@
 
     make bench CASE=attention                          everything
     python benchmarks/attention/run.py growth sst2     these stages alone, with their dates and conditions
+    python benchmarks/attention/run.py --quick         all of it on a few rows and short inputs; nothing is written
 
-`growth` times models whose attention was swapped and not trained: only the clock is asked. Lengths go beyond what the
-base reads, so all of them, the exact one too, have its positions copied up to the longest.
+`growth` times models whose attention was swapped and not trained: only the clock and the memory are asked. Lengths go
+beyond what the base reads, so all of them, the exact one too, have its positions copied up to the longest.
+
+On two cores growth takes about 25 minutes (half of it the exact attention at 8,192 tokens), sst2 about 15, long about
+30, stories about 5.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from common import FINE_TUNING, data_folder, fine_tuned, records_of, run_stages, runs_folder, sentiment
+import torch
+from common import (
+    FINE_TUNING,
+    data_folder,
+    fine_tuned,
+    models_folder,
+    records_of,
+    run_stages,
+    runs_folder,
+    sentiment,
+    stories,
+)
 
 from niwaki.anatomy import anatomy_of
 from niwaki.artifacts import export
 from niwaki.checkpoint import load, load_tokenizer, reaching, save
 from niwaki.comparison import compare
+from niwaki.finetune import finetune
 from niwaki.measure.timing import time_in_turns
 from niwaki.recipe import Recipe
 from niwaki.run import compress
@@ -33,45 +54,74 @@ from niwaki.techniques.distill import Distill
 from niwaki.train import Train
 
 CASE = "attention"
-LENGTHS = (128, 512, 1024, 2048, 4096, 8192)
-ROUNDS = 5
 WINDOW = {"by": "window", "window": 128, "global_tokens": 1}
 KINDS: dict[str, dict[str, Any]] = {"exact": {}, "window": WINDOW, "linear": {"by": "linear"}}
 RUNTIMES = ("torch", "onnxruntime")
-#: Tokens of a long review that the longer models read.
-LONG = 2048
+#: Tokens of a long review that the longer models read; the base reads half.
+LONG, SHORT = 1024, 512
 
 
-def growth() -> tuple[dict[str, Any], list[Any]]:
+@dataclass(frozen=True)
+class Scale:
+    """Say how much is done.
+
+    Attributes:
+        lengths: that are timed; the longest is compared with an eighth of it.
+        rounds: in turns, at each length.
+        phrases: of SST-2, to make linear attention learn on.
+        reviews: of any length, to make the model of phrases one of reviews.
+        long: reviews of more than 512 tokens, to learn on; the others of these are what is measured on.
+        stories: to make the decoder learn on.
+        steps: tokens that are written one by one, in the middle of such a text and at its end.
+    """
+
+    lengths: tuple[int, ...] = (128, 512, 1024, 2048, 4096, 8192)
+    rounds: int = 5
+    phrases: int = 32_000
+    reviews: int = 1_500
+    long: int = 550
+    stories: int = 800
+    steps: int = 2048
+
+
+FULL = Scale()
+QUICK = Scale(lengths=(64, 128, 256, 512), rounds=1, phrases=64, reviews=24, long=24, stories=16, steps=256)
+
+
+def growth(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     """Time exact, window and linear attention at each length, batch 1, in turns, in both runtimes."""
-    base = fine_tuned(sentiment())
-    folders = {name: swapped(base, name, settings) for name, settings in KINDS.items()}
-    seconds: dict[tuple[str, str, int], float] = {}
-    for runtime in RUNTIMES:
-        for length in LENGTHS:
-            for name, value in zip(folders, timed(list(folders.values()), runtime, length), strict=True):
-                seconds[runtime, name, length] = value
+    base = base_of_phrases(scale)
+    folders = {name: swapped(base, name, settings, scale) for name, settings in KINDS.items()}
     records = [
-        {"runtime": runtime, "attention": name, "length": length, "seconds": value}
-        for (runtime, name, length), value in seconds.items()
+        {"runtime": runtime, "attention": name, "length": length, "seconds": seconds, "memory_peak_bytes": peak}
+        for runtime in RUNTIMES
+        for length in scale.lengths
+        for name, (seconds, peak) in zip(folders, timed([*folders.values()], runtime, length, scale), strict=True)
     ]
-    return {**growth_figures(seconds), **speedup_figures(seconds)}, records
+    seconds = {(one["runtime"], one["attention"], one["length"]): one["seconds"] for one in records}
+    peaks = {(one["runtime"], one["attention"], one["length"]): one["memory_peak_bytes"] for one in records}
+    return {
+        **growth_figures(seconds, scale.lengths[-1]),
+        **speedup_figures(seconds, scale.lengths),
+        **memory_figures(peaks, scale.lengths[-1]),
+    }, records
 
 
-def growth_figures(seconds: dict[tuple[str, str, int], float]) -> dict[str, float]:
-    """Return the time of a token at 8,192 tokens over that at 1,024, for each kind: that of the worse runtime."""
-    figures = {}
+def growth_figures(seconds: dict[tuple[str, str, int], float], longest: int) -> dict[str, float]:
+    """Return a token's time at the longest input over that at an eighth of it, for each kind: of the worse runtime."""
+    figures, short = {}, longest // 8
     for name in ("linear", "window"):
-        ratios = {one: seconds[one, name, 8192] / 8192 / (seconds[one, name, 1024] / 1024) for one in RUNTIMES}
-        figures |= {f"{name}_growth_8192_over_1024_{one}": ratio for one, ratio in ratios.items()}
-        figures[f"{name}_growth_8192_over_1024"] = max(ratios.values())
+        ratios = {one: seconds[one, name, longest] / seconds[one, name, short] / 8 for one in RUNTIMES}
+        figure = f"{name}_growth_{longest}_over_{short}"
+        figures |= {f"{figure}_{one}": ratio for one, ratio in ratios.items()}
+        figures[figure] = max(ratios.values())
     return figures
 
 
-def speedup_figures(seconds: dict[tuple[str, str, int], float]) -> dict[str, float]:
+def speedup_figures(seconds: dict[tuple[str, str, int], float], lengths: tuple[int, ...]) -> dict[str, float]:
     """Return how many times faster than exact attention each is; in short, the faster one in ONNX Runtime."""
     figures = {}
-    for length in LENGTHS:
+    for length in lengths:
         ratios = {
             (runtime, name): seconds[runtime, "exact", length] / seconds[runtime, name, length]
             for runtime in RUNTIMES
@@ -82,44 +132,65 @@ def speedup_figures(seconds: dict[tuple[str, str, int], float]) -> dict[str, flo
     return figures
 
 
-def swapped(base: Path, name: str, settings: dict[str, Any]) -> Path:
+def memory_figures(peaks: dict[tuple[str, str, int], int], longest: int) -> dict[str, float]:
+    """Return how many bytes a token adds to the peak in the upper half of the lengths, over those in the half before.
+
+    1 is a peak that grows with the length, 2 one that grows with its square. What the model itself takes cancels.
+    """
+    figures = {}
+    for runtime in RUNTIMES:
+        for name in KINDS:
+            half, quarter = (peaks[runtime, name, longest // part] for part in (2, 4))
+            whole = peaks[runtime, name, longest]
+            figures[f"{name}_memory_peak_{longest}_{runtime}_mb"] = whole / 1e6
+            if half > quarter:  # else the peak was that of loading
+                figures[f"{name}_memory_growth_{longest}_{runtime}"] = (whole - half) / (half - quarter) / 2
+    return figures
+
+
+def swapped(base: Path, name: str, settings: dict[str, Any], scale: Scale) -> Path:
     """Save the base with positions for the longest input, its attention swapped, and its ONNX file beside it."""
-    folder = longer(base, max(LENGTHS), name)
-    model = load(folder)
-    for layer in anatomy_of(model).layers if settings else ():
-        swap_attention(model, layer=layer.index, **settings)
-    save(model, folder)
+    folder = longer(base, max(SHORT + 1, *scale.lengths), runs_folder(CASE) / name)
+    if settings:
+        model = load(folder)
+        for layer in anatomy_of(model).layers:
+            swap_attention(model, layer=layer.index, **settings)
+        save(model, folder)
     export(folder, "onnx", folder / "model.onnx", task=sentiment())
     return folder
 
 
-def longer(base: Path, tokens: int, name: str) -> Path:
+def longer(base: Path, tokens: int, folder: Path) -> Path:
     """Save the base with copied positions for so many tokens."""
-    model = extend_positions(load(base), tokens=tokens)
-    return save(model, runs_folder(CASE) / name, reaching(load_tokenizer(base), tokens))
+    model = load(base)
+    extend_positions(model, tokens=tokens)
+    return save(model, folder, reaching(load_tokenizer(base), tokens))
 
 
-def timed(folders: list[Path], runtime: str, length: int) -> list[float]:
-    """Return the median seconds of one input of this length in each model, in turns."""
+def timed(folders: list[Path], runtime: str, length: int, scale: Scale) -> list[tuple[float, int]]:
+    """Return the median seconds of one input of this length in each model, in turns, and the peak bytes."""
     batch = {
         "input_ids": np.random.default_rng(0).integers(1000, 2000, (1, length)),
         "attention_mask": np.ones((1, length), np.int64),
     }
     paths = [folder if runtime == "torch" else folder / "model.onnx" for folder in folders]
-    repeats = max(1, 4096 // length)
-    workers = [open_worker(path, runtime, threads=default_threads()) for path in paths]
+    repeats = max(1, scale.lengths[-1] // 2 // length)
+    workers = []
     try:
-        seconds_SRI = time_in_turns(workers, [[[batch] * repeats] * ROUNDS] * len(workers), seed=0, warm=1)
+        workers += [open_worker(path, runtime, threads=default_threads()) for path in paths]
+        seconds_SRI = time_in_turns(workers, [[[batch] * repeats] * scale.rounds] * len(workers), seed=0, warm=1)
+        peaks = [worker.peak_memory() for worker in workers]
     finally:
         for worker in workers:
             worker.close()
-    return [float(value) for value in np.median(seconds_SRI, axis=(1, 2))]
+    print(runtime, length, [f"{value:.4f}" for value in np.median(seconds_SRI, axis=(1, 2))], flush=True)
+    return [(float(value), peak) for value, peak in zip(np.median(seconds_SRI, axis=(1, 2)), peaks, strict=True)]
 
 
-def sst2() -> tuple[dict[str, Any], list[Any]]:
+def sst2(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     """Make every layer linear and train it with the base as teacher: points lost on short texts."""
-    task = sentiment()
-    base = fine_tuned(task)
+    base = base_of_phrases(scale)
+    task = phrases(scale)
     teacher = Distill(temperature=2, logits=1, hidden=1)
     attend = Attend(by="linear", allow_slower=True)
     steps = [Train(epochs=2, learning_rate=5e-5, batch_size=64, together=(teacher, attend))]
@@ -128,37 +199,146 @@ def sst2() -> tuple[dict[str, Any], list[Any]]:
     return {"linear_sst2_drop": -rows["linear-sst2"].quality.difference}, records_of(rows)
 
 
-def long() -> tuple[dict[str, Any], list[Any]]:
-    """Read long reviews: with a window, with exact attention, and cut at what the base reads.
+def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
+    """Read reviews of more than 512 tokens: with a window, with exact attention, cut, and cut into windows.
 
-    Each is trained for one epoch more on what it reads, the one with a window with the long exact model as teacher.
+    From one model of reviews, which reads 512 tokens, four are made. Exact: more positions, an epoch on long reviews.
+    Window: the exact one with a window, and one more epoch with it as the teacher. Cut: two epochs on the first 512
+    tokens. And the latter as it is, with the mean of the logits of overlapping windows, where the text is longer.
     """
-    task = Task("text-classification", data=str(data_folder() / "imdb"))
-    base = fine_tuned_on_reviews(task)
-    whole = longer(base, LONG, "reviews-long")
-    more = Train(epochs=1, learning_rate=3e-5, batch_size=8)
-    exact = compress(whole, Recipe([more]), task, runs_folder(CASE) / "exact-long", measure=False, progress=False)
-    cut = compress(base, Recipe([more]), task, runs_folder(CASE) / "cut", measure=False, progress=False)
-    taught = more.model_copy(update={"together": (Distill(temperature=2, logits=1),)})
-    steps = [Attend(**WINDOW, allow_slower=True), taught]
-    window = compress(
-        exact.folder, Recipe(steps), task, runs_folder(CASE) / "window-long", measure=False, progress=False
+    folder = runs_folder(CASE)
+    any_length, task = reviews(scale)
+    base = finetune(base_of_phrases(scale), any_length, folder / "reviews", epochs=1, learning_rate=5e-5).folder
+    whole = longer(base, LONG, folder / "reviews-longer")
+    more = Train(epochs=1, learning_rate=3e-5, batch_size=4)
+    twice, taught = (
+        more.model_copy(update=update)
+        for update in ({"epochs": 2.0}, {"together": (Distill(temperature=2, logits=1),)})
     )
-    rows = measured(base, [one.folder for one in (exact, cut, window)], task)
-    quality = {name: row.quality.value for name, row in rows.items()}
+    make = partial(compress, task=task, measure=False, progress=False)
+    exact = make(whole, Recipe([more]), out=folder / "exact-long").folder
+    cut = make(base, Recipe([twice]), out=folder / "cut").folder
+    steps = [Attend(**WINDOW, allow_slower=True), taught]
+    window = make(exact, Recipe(steps), out=folder / "window-long").folder
+    rows = measured(base, [exact, cut, window], task)
+    pooled = measured(cut, [], task.model_copy(update={"long": "mean"}))
+    quality = {name: row.quality.value for name, row in rows.items()} | {"pooled": pooled["cut"].quality.value}
     figures = {
         "long_drop": quality["exact-long"] - quality["window-long"],
         "long_gain_over_truncation": quality["window-long"] - quality["cut"],
+        "long_gain_over_pooled_windows": quality["window-long"] - quality["pooled"],
+        **{f"long_accuracy_{name.removesuffix('-long')}": value for name, value in quality.items()},
     }
-    return figures, records_of(rows)
+    return figures, records_of(rows) + records_of({"pooled": pooled["cut"]})
 
 
-def fine_tuned_on_reviews(task: Task) -> Path:
-    """Fine-tune MiniLM on reviews cut at 512 tokens."""
+def decoder(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
+    """Let stories260k remember all but its last 64 tokens in sums: nats lost, and the time of a token more."""
+    task = subset(stories(), "stories", range(scale.stories), None if scale == FULL else range(16))
+    base = models_folder() / "stories260k"
+    steps = [
+        Attend(by="hybrid", window=64, examples=scale.stories, length=512, passes=2, allow_slower=True),
+        Train(epochs=4, learning_rate=5e-4, batch_size=16, together=(Distill(temperature=1),)),
+    ]
+    run = compress(base, Recipe(steps), task, runs_folder(CASE) / "hybrid", measure=False, progress=False)
+    rows = compare(base, run.folder, task=task, runtimes=["torch"], quick=True, progress=False).rows
+    return {
+        "hybrid_nats_difference": rows[1].quality.difference,
+        **step_figures(load(run.folder), scale.steps),
+    }, records_of({row.name: row for row in rows})
+
+
+def step_figures(model: torch.nn.Module, tokens: int) -> dict[str, float]:
+    """Write tokens one by one, with either cache: the time of one at the end over that at an eighth, and the bytes."""
+    from transformers import DynamicCache
+
+    from niwaki.layers.recurrent import recurrent_cache
+
+    figures = {}
+    caches: dict[str, Callable[[], Any]] = {"recurrent": lambda: recurrent_cache(model), "growing": DynamicCache}
+    for name, cache in caches.items():
+        seconds, past = np.zeros(tokens), cache()
+        with torch.inference_mode():
+            for place in range(tokens):
+                begin = time.perf_counter()
+                model(torch.full((1, 1), 5), past_key_values=past, use_cache=True)
+                seconds[place] = time.perf_counter() - begin
+        early, late = np.median(seconds[tokens // 8 : tokens // 4]), np.median(seconds[-tokens // 8 :])
+        figures[f"hybrid_step_growth_{tokens}_{name}"] = float(late / early)
+        figures[f"hybrid_cache_{tokens}_{name}_bytes"] = float(bytes_of(past))
+    return figures
+
+
+def bytes_of(cache: Any) -> int:
+    """Return the bytes of all that a cache keeps."""
+    kept = [
+        tensor
+        for layer in cache.layers
+        for tensor in (layer.past.tensors if hasattr(layer, "past") else (layer.keys, layer.values))
+    ]
+    return sum(tensor.nbytes for tensor in kept)
+
+
+def base_of_phrases(scale: Scale) -> Path:
+    """Return MiniLM fine-tuned on SST-2; in a quick run, on a few phrases of it."""
+    if scale == FULL:
+        return fine_tuned(sentiment())
     from niwaki.demo import find_base
-    from niwaki.finetune import finetune
 
-    return finetune(find_base(), task, runs_folder(CASE) / "reviews", **FINE_TUNING).folder
+    return finetune(find_base(), phrases(scale), runs_folder(CASE) / "base", epochs=1, progress=False).folder
+
+
+def phrases(scale: Scale) -> Task:
+    """Return SST-2 with fewer phrases to learn on."""
+    return subset(sentiment(), "phrases", range(scale.phrases), None if scale == FULL else range(16))
+
+
+def reviews(scale: Scale) -> tuple[Task, Task]:
+    """Return reviews of any length, cut at 512 tokens, and those that are longer than that, uncut.
+
+    What is measured on are the long reviews of the validation split, and those of the train split that nothing learns
+    on.
+    """
+    imdb = Task("text-classification", data=str(data_folder() / "imdb"))
+    tokens = imdb.encode(load_tokenizer(base_of_phrases(scale)), sys.maxsize)
+    assert tokens.train is not None
+    is_long = tokens.train.lengths > SHORT
+    to_learn = np.flatnonzero(is_long)[: scale.long]
+    to_judge = np.flatnonzero(is_long)[scale.long :]
+    short = np.flatnonzero(~is_long)[: scale.reviews]
+    judged = np.flatnonzero(tokens.validation.lengths > SHORT)
+    if scale != FULL:
+        to_judge, judged = to_judge[:8], judged[:8]
+    any_length = subset(imdb, "reviews-any", [*short, *to_learn], judged, {"max_length": SHORT})
+    return any_length, subset(imdb, "reviews-long", to_learn, judged, also=to_judge)
+
+
+def subset(
+    task: Task,
+    name: str,
+    train: Any,
+    validation: Any = None,
+    update: dict[str, Any] | None = None,
+    also: Any = (),
+) -> Task:
+    """Write these rows of a task's splits as CSV and return the task on them; `also` moves train rows to validation."""
+    read = task.read()
+    assert read.train is not None
+    validation = range(len(read.validation)) if validation is None else validation
+    folder = runs_folder(CASE) / "data" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {
+        "train": [(read.train, row) for row in train if row < len(read.train)],
+        "validation": [(read.validation, row) for row in validation] + [(read.train, row) for row in also],
+    }
+    for split, rows in chosen.items():
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("text", "label") if read.labels else ("text",))
+            for source, row in rows:
+                label = (read.labels[int(source.labels[row])],) if read.labels else ()
+                writer.writerow((source.texts[row], *label))
+    return task.model_copy(update={"data": str(folder), **(update or {})})
 
 
 def measured(base: Path, folders: list[Path], task: Task) -> dict[str, Any]:
@@ -167,9 +347,21 @@ def measured(base: Path, folders: list[Path], task: Task) -> dict[str, Any]:
     return {row.name: row for row in rows}
 
 
-STAGES = {"growth": growth, "sst2": sst2, "long": long}
+STAGES = {"growth": growth, "sst2": sst2, "long": long, "stories": decoder}
+
+
+def main(words: list[str]) -> None:
+    """Carry out the stages that are named, or all."""
+    scale = QUICK if "--quick" in words else FULL
+    names = [word for word in words if word != "--quick"]
+    if scale == QUICK:
+        for name in names or STAGES:
+            print(name, STAGES[name](scale)[0], flush=True)
+        return
+    stages = {name: partial(stage, scale) for name, stage in STAGES.items()}
+    conditions = {"fine_tuning": FINE_TUNING, "tokens_of_long": LONG, "window": WINDOW, **asdict(scale)}
+    run_stages(CASE, stages, names, conditions)
 
 
 if __name__ == "__main__":
-    conditions = {"fine_tuning": FINE_TUNING, "lengths": list(LENGTHS), "long": LONG, "window": WINDOW}
-    run_stages(CASE, STAGES, sys.argv[1:], conditions)
+    main(sys.argv[1:])

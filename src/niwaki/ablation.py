@@ -106,6 +106,10 @@ def _check(examples: int, split: str, task: Task) -> None:
 def _rows_of(data: Dataset, split: str, seed: int) -> Encoded:
     """Return the rows of the split."""
     if split == "evaluation":
+        if data.evaluation.windows is not None:
+            raise NiwakiError(
+                "ablate on texts that are read in windows", expected="texts that are cut", fix='long="truncate"'
+            )
         return data.evaluation
     if data.train is None:
         raise NiwakiError(

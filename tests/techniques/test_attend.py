@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.anatomy import longest_input, longest_read
 from niwaki.checkpoint import load, load_tokenizer, save
 from niwaki.errors import NiwakiError
-from niwaki.export import export_onnx
+from niwaki.export import export_onnx, export_openvino
 from niwaki.layers.attention import apart, side_by_side
 from niwaki.layers.kinds import build
 from niwaki.layers.nystrom import pseudo_inverse
@@ -116,24 +115,9 @@ def test_landmarks_are_the_means_of_segments() -> None:
     assert torch.allclose(answered, exact, atol=0.05)
 
 
-class Largest(TorchDispatchMode):
-    """Note the size of the largest tensor that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(one, Tensor):
-                self.numbers = max(self.numbers, one.numel())
-        return made
-
-
 @pytest.mark.parametrize(("by", "settings"), [KINDS[0], KINDS[3], KINDS[5]], ids=["window", "linear", "nystrom"])
 def test_no_tensor_grows_with_the_square_of_the_length(
-    by: str, settings: dict[str, Any], tiny_model: Callable[..., nn.Module]
+    by: str, settings: dict[str, Any], tiny_model: Callable[..., nn.Module], largest_tensor: Callable[[], Any]
 ) -> None:
     """The mask that Transformers makes is looked at too: the whole model runs, on a padded batch."""
     model = tiny_model("bert")
@@ -143,7 +127,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(
     largest = []
     for tokens in (512, 2048):
         mask_BT = (torch.arange(tokens) < torch.tensor([tokens, tokens // 2])[:, None]).long()
-        with Largest() as seen, torch.no_grad():
+        with largest_tensor() as seen, torch.no_grad():
             model(input_ids=torch.ones_like(mask_BT), attention_mask=mask_BT)
         largest.append(seen.numbers)
     assert largest[1] <= 4.1 * largest[0]
@@ -167,10 +151,38 @@ def test_it_saves_narrows_packs_and_exports(family: str, by: Any, batch: Any, ti
     loaded = load(tmp_path / "saved")
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert export_onnx(loaded, unlike_lengths(batch), tmp_path / "model.onnx").agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [
+        ("bert", "two-global"),
+        ("roberta", "no-global"),
+        ("electra", "hedgehog"),
+        ("roberta", "t2r"),
+        ("distilbert", "nystrom"),
+    ],
+)
+def test_openvino_attends_as_the_model_does(
+    family: str, form: str, batch: Any, tiny_model: Any, tmp_path: Path
+) -> None:
+    """In floats, at inputs as short as the global tokens and of 140, padding among them."""
+    pytest.importorskip("openvino")
+    model = tiny_model(family)
+    extend_positions(model, tokens=150)
+    by, settings = KINDS[IDS.index(form)]
+    for layer in range(2):
+        swap_attention(model, layer=layer, by=by, **settings)
+    parity = export_openvino(model, unlike_lengths(batch), tmp_path / "model.xml")
+    assert parity.agreement == 1.0 and parity.largest_difference < 1e-4
+
+
+def unlike_lengths(batch: Any) -> list[dict[str, Tensor]]:
+    """Return the batch, a long one of unlike lengths, and one of two tokens a row."""
     long = {name: torch.cat([value] * 10, dim=1)[:3, :140] for name, value in batch.items()}
     long["attention_mask"] = (torch.arange(long["input_ids"].shape[1]) < torch.tensor([140, 71, 2])[:, None]).long()
-    short = {name: value[:2, :2] for name, value in batch.items()}
-    assert export_onnx(loaded, [batch, long, short], tmp_path / "model.onnx").agreement == 1.0
+    return [batch, long, {name: value[:2, :2] for name, value in batch.items()}]
 
 
 def name_of_query(model: nn.Module) -> str:
@@ -282,7 +294,7 @@ def test_the_clock_runs(context: Any) -> None:
     """What was timed goes with the lengths asked for, and every time is one."""
     from niwaki.techniques.attend.break_even import times_of
 
-    times = times_of("window", 2, 4, 100, (("window", 8), ("global_tokens", 1)))
+    times = times_of("window", 2, 4, 2, 100, (("window", 8), ("global_tokens", 1)))
     assert times.lengths == (32, 64, 100)
     assert np.all(np.array(times.exact + times.other) > 0)
 

@@ -22,6 +22,7 @@ def measure(
     metric: options.Metric = None,
     max_length: options.MaxLength = None,
     pack: options.Pack = False,
+    long: options.Long = None,
     runtimes: options.Runtimes = None,
     threads: options.Threads = None,
     quick: options.Quick = False,
@@ -45,7 +46,7 @@ def measure(
     be_quiet(quiet)
     import niwaki
 
-    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack)
+    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack, long)
     with only_json(json):
         comparison = niwaki.measure(
             model,
@@ -71,6 +72,7 @@ def compare(
     metric: options.Metric = None,
     max_length: options.MaxLength = None,
     pack: options.Pack = False,
+    long: options.Long = None,
     runtimes: options.Runtimes = None,
     threads: options.Threads = None,
     quick: options.Quick = False,
@@ -95,7 +97,7 @@ def compare(
     be_quiet(quiet)
     import niwaki
 
-    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack)
+    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack, long)
     bounds = options.bounds_of(budget, work)
     with only_json(json):
         comparison = niwaki.compare(

@@ -100,6 +100,7 @@ def compress(
     metric: options.Metric = None,
     max_length: options.MaxLength = None,
     pack: options.Pack = False,
+    long: options.Long = None,
     settings: options.Settings = None,
     export: Exports = None,
     budget: options.Bounds = None,
@@ -132,7 +133,7 @@ def compress(
     import niwaki
 
     steps = niwaki.Recipe.read(recipe).replaced(settings or [])
-    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack)
+    work = options.task_of(task, data, text, text_pair, label, metric, max_length, pack, long)
     bounds = options.bounds_of(budget, work)
     wanted = None if export is None else listed(export)
     with only_json(json):

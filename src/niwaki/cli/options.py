@@ -33,6 +33,13 @@ MaxLength = Annotated[
 Pack = Annotated[
     bool, typer.Option("--pack", help="Of a language model: join all texts and cut them into rows of one length.")
 ]
+Long = Annotated[
+    str | None,
+    typer.Option(
+        "--long",
+        help="Longer texts: truncate, or read in windows and take the mean or the max of their logits.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads to compute with.")]
 Runtimes = Annotated[
@@ -71,12 +78,13 @@ def task_of(
     metric: str | None,
     max_length: int | None = None,
     pack: bool = False,
+    long: str | None = None,
 ) -> Task:
     """Return the task that the options describe; what is not given is left to the kind of task."""
     import niwaki
 
     given = {"text": text, "text_pair": text_pair, "label": label, "metric": metric, "max_length": max_length}
-    given |= {"pack": pack or None}
+    given |= {"pack": pack or None, "long": long}
     return niwaki.Task(kind, data=data, **{name: value for name, value in given.items() if value is not None})
 
 

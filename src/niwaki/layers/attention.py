@@ -6,6 +6,7 @@ with queries, keys and values. No tensor with a token in each of two dimensions 
 """
 
 # B batch, T tokens, Q queries, K keys, H heads, S width of a head, D = H S, N blocks, W window, G global tokens
+# of decoders: K key and value heads
 
 from __future__ import annotations
 
@@ -47,6 +48,18 @@ class Mechanism(nn.Module):
         """Return the answer of the first token alone, (B, 1, D); by default, of one that sees all."""
         return attend(query_B1D, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling)
 
+    def exact(
+        self,
+        query_BTD: Tensor,
+        key_BTD: Tensor,
+        value_BTD: Tensor,
+        real_BT: Tensor,
+        scaling: float,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Return the answers of the attention in whose place this one stands (B, T, D)."""
+        return attend(query_BTD, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling, dropout)
+
     def keep_heads(self, heads: Sequence[int]) -> None:
         """Keep what belongs to these heads."""
         self.heads = len(heads)
@@ -86,18 +99,20 @@ class WindowAttention(Mechanism):
         if not torch.compiler.is_exporting() and query_BTD.shape[1] <= self.window:  # a graph serves all lengths
             return attend(query_BTD, key_BTD, value_BTD, mask_B11T, self.heads, scaling, dropout)
         near_BTD = self._near(query_BTD, key_BTD, value_BTD, real_BT, scaling, dropout)
+        # By index: of a slice a traced graph would keep a formula of the length, which grows with every layer.
+        place_T = torch.arange(query_BTD.shape[1], device=query_BTD.device)
         if not self.global_tokens:
-            return near_BTD
-        first_BGD = query_BTD[:, : self.global_tokens]
-        mask_B1GT = mask_B11T.expand(-1, -1, first_BGD.shape[1], -1)
+            return near_BTD.index_select(1, place_T)
+        first_BGD = first_of(query_BTD, self.global_tokens)
+        mask_B1GT = mask_B11T.expand(-1, -1, self.global_tokens, -1)
         far_BGD = attend(first_BGD, key_BTD, value_BTD, mask_B1GT, self.heads, scaling, dropout)
-        return torch.cat([far_BGD, near_BTD[:, self.global_tokens :]], dim=1)
+        return torch.cat([far_BGD, near_BTD[:, self.global_tokens :]], dim=1).index_select(1, place_T)
 
     def _near(
         self, query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float, dropout: float
     ) -> Tensor:
-        """Return the answers of tokens that see their window and the global tokens."""
-        batch, tokens, width = query_BTD.shape
+        """Return the answers of tokens that see their window and the global tokens, and of what fills up blocks."""
+        batch, _, width = query_BTD.shape
         query_BNWD = in_blocks(query_BTD, self.window)
         key_BNKD, value_BNKD = (self._seen(states_BTD, query_BNWD.shape[1]) for states_BTD in (key_BTD, value_BTD))
         mask_BNWK = self._mask(real_BT, query_BNWD.shape[1])
@@ -110,14 +125,14 @@ class WindowAttention(Mechanism):
             scaling,
             dropout,
         )
-        return near.reshape(batch, -1, width)[:, :tokens]
+        return near.reshape(batch, -1, width)
 
     def _seen(self, states_BTD: Tensor, blocks: int) -> Tensor:
         """Return, for each block, the states of the three blocks that it sees, and those of the global tokens."""
         near_BNKD = neighbours(states_BTD, self.window)
         if not self.global_tokens:
             return near_BNKD
-        far_BNGD = states_BTD[:, None, : self.global_tokens].expand(-1, blocks, -1, -1)
+        far_BNGD = first_of(states_BTD, self.global_tokens)[:, None].expand(-1, blocks, -1, -1)
         return torch.cat([near_BNKD, far_BNGD], dim=2)
 
     def _mask(self, real_BT: Tensor, blocks: int) -> Tensor:
@@ -134,7 +149,8 @@ class WindowAttention(Mechanism):
         near_BNWK = (distance_WK.abs() < self.window) & seen_BNK[:, :, None]
         if not self.global_tokens:
             return near_BNWK | (distance_WK == 0)
-        far_BNWG = real_BT[:, None, None, : self.global_tokens].expand(-1, blocks, self.window, -1)
+        far_BG = first_of(real_BT[:, :, None], self.global_tokens)[..., 0]
+        far_BNWG = far_BG[:, None, None].expand(-1, blocks, self.window, -1)
         return torch.cat([near_BNWK, far_BNWG], dim=3)
 
 
@@ -221,6 +237,7 @@ class FeatureMap(nn.Module):
         start_SE = torch.eye(head_size)
         if features == "t2r":
             start_SE = torch.cat([start_SE, -start_SE], dim=1)
+        self.features = 2 * head_size
         self.weight = nn.Parameter(start_SE.repeat(heads, 1, 1))
         self.bias = nn.Parameter(torch.zeros(heads, 1, start_SE.shape[1]))
 
@@ -260,6 +277,40 @@ def attend(
     return side_by_side(context)
 
 
+def attend_to_past(
+    query_BHQS: Tensor,
+    key_BKTS: Tensor,
+    value_BKTS: Tensor,
+    real_BT: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    window: int | None = None,
+) -> Tensor:
+    """Return softmax(Q K' * scaling) V of the last Q tokens, each over the tokens up to itself, (B, H, Q, S).
+
+    Args:
+        query_BHQS: of the last Q tokens.
+        key_BKTS: of all T; K divides H, where heads share keys and values.
+        value_BKTS: of all T.
+        real_BT: false for padding, on whatever side. A token that would see nothing sees itself.
+        scaling: of the products.
+        dropout: of the weights.
+        window: a token sees the last so many alone; all when None.
+    """
+    queries, keys = query_BHQS.shape[2], key_BKTS.shape[2]
+    grouped = query_BHQS.shape[1] != key_BKTS.shape[1]
+    settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": grouped}
+    if queries == keys and (window is None or window >= keys) and bool(real_BT.all()):
+        return functional.scaled_dot_product_attention(query_BHQS, key_BKTS, value_BKTS, is_causal=True, **settings)
+    place_T = torch.arange(keys, device=key_BKTS.device)
+    distance_QT = place_T[keys - queries :, None] - place_T
+    seen_QT = (distance_QT >= 0) & (distance_QT < (window or keys))
+    mask_B1QT = seen_QT & real_BT[:, None, None, :]
+    alone_B1Q1 = ~mask_B1QT.any(dim=-1, keepdim=True)  # of padding on the left: a row without any key is no number
+    mask_B1QT = mask_B1QT | (alone_B1Q1 & (distance_QT == 0))
+    return functional.scaled_dot_product_attention(query_BHQS, key_BKTS, value_BKTS, mask_B1QT, **settings)
+
+
 def apart(states_BTD: Tensor, heads: int) -> Tensor:
     """Return (B, T, D) as (B, H, T, S)."""
     return cast(Tensor, states_BTD.unflatten(-1, (heads, -1)).transpose(1, 2))
@@ -272,8 +323,18 @@ def side_by_side(states_BHTS: Tensor) -> Tensor:
 
 def in_blocks(states_BTD: Tensor, width: int) -> Tensor:
     """Cut tokens into blocks of `width`, (B, N, W, D); the last is filled up with 0."""
-    filler = -states_BTD.shape[1] % width
+    tokens = states_BTD.shape[1]
+    filler = (tokens + width - 1) // width * width - tokens  # a remainder has no operator in OpenVINO
     return cast(Tensor, functional.pad(states_BTD, (0, 0, 0, filler)).unflatten(1, (-1, width)))
+
+
+def first_of(states_BTD: Tensor, count: int) -> Tensor:
+    """Return the first tokens, (B, count, D), filled up with 0 where there are fewer.
+
+    >>> [first_of(torch.tensor([[[1], [2]]]), count)[..., 0].tolist() for count in (3, 1)]
+    [[[1, 2, 0]], [[1]]]
+    """
+    return functional.pad(states_BTD[:, :count], (0, 0, 0, count))[:, :count]
 
 
 def neighbours(states_BTD: Tensor, width: int) -> Tensor:
@@ -311,24 +372,29 @@ def padding_alone(*, attention_mask: Tensor | None = None, **_: Any) -> Tensor |
 def answer(
     module: nn.Module,
     query_BHTS: Tensor,
-    key_BHTS: Tensor,
-    value_BHTS: Tensor,
+    key_BKTS: Tensor,
+    value_BKTS: Tensor,
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return what a layer's mechanism answers, (B, T, H, S), and no weights; without one, attend in full."""
     mechanism = getattr(module, "mechanism", None)
-    if mechanism is None:
-        context_BHTS = functional.scaled_dot_product_attention(
-            query_BHTS, key_BHTS, value_BHTS, attention_mask, dropout, scale=scaling
-        )
-        return context_BHTS.transpose(1, 2), None
+    tokens = key_BKTS.shape[2]
     if attention_mask is None:
-        real_BT = torch.ones(key_BHTS.shape[0], key_BHTS.shape[2], dtype=torch.bool, device=key_BHTS.device)
+        real_BT = torch.ones(key_BKTS.shape[0], tokens, dtype=torch.bool, device=key_BKTS.device)
     else:
         real_BT = attention_mask[:, 0, 0]
-    states = (side_by_side(states) for states in (query_BHTS, key_BHTS, value_BHTS))
-    answer_BTD = mechanism(*states, real_BT, scaling, dropout)
-    return answer_BTD.unflatten(-1, (mechanism.heads, -1)), None
+        if real_BT.shape[1] != tokens:  # a cache gives the last tokens alone
+            real_BT = real_BT[:, -tokens:]
+    states = (query_BHTS, key_BKTS, value_BKTS)
+    if mechanism is not None:
+        answer_BTD = mechanism(*(side_by_side(one) for one in states), real_BT, scaling, dropout)
+        return answer_BTD.unflatten(-1, (mechanism.heads, -1)), None
+    if getattr(module, "is_causal", False):
+        context_BHTS = attend_to_past(*states, real_BT, scaling, dropout, sliding_window)
+    else:
+        context_BHTS = functional.scaled_dot_product_attention(*states, attention_mask, dropout, scale=scaling)
+    return context_BHTS.transpose(1, 2), None

@@ -5,21 +5,27 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from niwaki.layers.attention import LinearAttention, Mechanism, WindowAttention
+from niwaki.layers.hybrid import HybridAttention
 from niwaki.layers.nystrom import NystromAttention
 
-Kind = Literal["window", "linear", "nystrom"]
+Kind = Literal["window", "linear", "nystrom", "hybrid"]
+#: The kinds for models that read from left to right; the others are for encoders.
+OF_DECODERS: tuple[Kind, ...] = ("hybrid",)
 #: The parameters of each kind.
 SETTINGS: dict[Kind, tuple[str, ...]] = {
     "window": ("window", "global_tokens"),
     "linear": ("features",),
     "nystrom": ("landmarks",),
+    "hybrid": ("window", "features"),
 }
 
 
-def build(by: Kind, heads: int, head_size: int, **settings: Any) -> Mechanism:
-    """Return the attention of a kind, with its parameters in `SETTINGS`."""
+def build(by: Kind, heads: int, head_size: int, key_value_heads: int | None = None, **settings: Any) -> Mechanism:
+    """Return the attention of a kind, with its parameters in `SETTINGS`; heads share keys in "hybrid" alone."""
     if by == "window":
         return WindowAttention(heads, **settings)
     if by == "nystrom":
         return NystromAttention(heads, **settings)
+    if by == "hybrid":
+        return HybridAttention(heads, head_size, key_value_heads or heads, **settings)
     return LinearAttention(heads, head_size, **settings)

@@ -90,7 +90,13 @@ def ratio_over_rounds(base_RI: Floats, this_RI: Floats) -> dict[str, float]:
 
 
 def pad_rows(rows: Encoded, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> dict[str, Array]:
-    """Return rows as arrays (B, T), int64, padded on the right: `Encoded.batch` without torch."""
+    """Return rows as arrays (B, T), int64, padded on the right: `Encoded.batch` without torch.
+
+    Rows that are read in windows come as these; "mean_of" or "max_of", (B,), says which row each belongs to.
+    """
+    if rows.windows is not None:
+        cut, owners = rows.in_windows(indices)
+        return {**pad_rows(cut, range(len(cut))), f"{rows.windows.pool}_of": owners}
     lengths_B = rows.lengths[np.asarray(indices)]
     shape = (len(lengths_B), int(lengths_B.max()))
     filled_BT = np.arange(shape[1]) < lengths_B[:, None]

@@ -22,7 +22,7 @@ PART = 64
 
 
 def classes(logits_BC: Array, batch: Batch) -> Array:
-    """Return the predicted class ids (B,).
+    """Return the predicted class ids (B,), one a text where texts come in windows.
 
     Raises:
         NiwakiError: the logits are not (B, C) finite numbers.
@@ -31,7 +31,23 @@ def classes(logits_BC: Array, batch: Batch) -> Array:
     if logits_BC.ndim != 2 or len(logits_BC) != rows:
         raise NiwakiError(f"the output has shape {logits_BC.shape}", expected=f"logits ({rows}, classes)")
     _require_finite(logits_BC, batch)
-    return np.asarray(logits_BC.argmax(axis=1))
+    return np.asarray(pooled(logits_BC, batch).argmax(axis=1))
+
+
+def pooled(logits_BC: Array, batch: Batch) -> Array:
+    """Return the logits of each text, the mean or the largest of those of its windows, class by class.
+
+    >>> windows = np.array([[0.0, 1.0], [4.0, 1.0], [2.0, 5.0]])  # the first text has one window, the second two
+    >>> pooled(windows, {"mean_of": np.array([0, 1, 1])}).tolist()
+    [[0.0, 1.0], [3.0, 3.0]]
+    >>> pooled(windows, {"max_of": np.array([0, 1, 1])}).tolist()
+    [[0.0, 1.0], [4.0, 5.0]]
+    """
+    for name, over in (("mean_of", np.mean), ("max_of", np.max)):
+        if name in batch:
+            owners = batch[name]
+            return np.stack([over(logits_BC[owners == text], axis=0) for text in range(int(owners[-1]) + 1)])
+    return logits_BC
 
 
 def surprises(logits_BTV: Array, batch: Batch) -> Array:

@@ -13,7 +13,7 @@ from niwaki.anatomy import Layer, anatomy_of, first_position
 from niwaki.errors import NiwakiError
 from niwaki.layers.attention import IMPLEMENTATION, Mechanism, register
 from niwaki.layers.empty import EmptyAttention
-from niwaki.layers.kinds import SETTINGS, Kind, build
+from niwaki.layers.kinds import OF_DECODERS, SETTINGS, Kind, build
 from niwaki.surgery.cutting import as_table, layer_at
 from niwaki.surgery.journal import edit
 
@@ -32,25 +32,27 @@ def swap_attention(
     """Let a layer attend in another way than by a softmax over all tokens; its projections stay as they are.
 
     Args:
-        model: any encoder of a known family.
+        model: any model of a known family.
         layer: index of the layer, from 0.
-        by: "window" (see `niwaki.layers.attention.WindowAttention`) or "linear" (`LinearAttention`, whose feature maps
-            begin as the identity and are to be learnt) or "nystrom" (`niwaki.layers.nystrom.NystromAttention`).
-        window: of "window": a token sees those less than this away.
+        by: of an encoder "window" (see `niwaki.layers.attention.WindowAttention`), "linear" (`LinearAttention`, whose
+            feature maps begin as the identity and are to be learnt) or "nystrom"
+            (`niwaki.layers.nystrom.NystromAttention`); of a decoder "hybrid" (`niwaki.layers.hybrid.HybridAttention`).
+        window: of "window" and "hybrid": a token sees those less than this away.
         global_tokens: of "window": how many first tokens see all, and are seen by all.
-        features: of "linear": the kind of feature map.
+        features: of "linear" and "hybrid": the kind of feature map.
         landmarks: of "nystrom": how many there are in a text.
     """
     part = layer_at(model, layer)
     if isinstance(part.attention, EmptyAttention):
         raise NiwakiError(f"layer {layer} has no heads", expected="a layer that attends")
-    if part.family.pre_norm:
-        raise NiwakiError(f"by is {by!r}, of a {part.family.name}", expected="an encoder")
+    if part.family.pre_norm != (by in OF_DECODERS):
+        fitting = [kind for kind in SETTINGS if part.family.pre_norm == (kind in OF_DECODERS)]
+        raise NiwakiError(f"by is {by!r}, of a {part.family.name}", expected=" or ".join(fitting))
     if by == "window" and not 0 <= global_tokens <= window:
         raise NiwakiError(f"global_tokens is {global_tokens}", expected=f"0 to {window}, the window")
     given = {"window": window, "global_tokens": global_tokens, "features": features, "landmarks": landmarks}
     settings = {name: given[name] for name in SETTINGS[by]}
-    _put_mechanism(model, part, build(by, part.heads, part.head_size, **settings))
+    _put_mechanism(model, part, build(by, part.heads, part.head_size, part.key_value_heads, **settings))
 
 
 def _put_mechanism(model: nn.Module, layer: Layer, mechanism: Mechanism) -> None:

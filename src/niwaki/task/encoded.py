@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from niwaki.errors import NiwakiError
+from niwaki.task.windows import Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +39,7 @@ class Encoded:
         truncated: how many texts of the split were cut to the longest length allowed. A selection keeps the
             number of the split that it was taken from.
         pad: the token id that fills short rows of a batch.
+        windows: how rows longer than the model reads are cut when they come into a batch; None where none is longer.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Encoded:
     labels: np.ndarray | None
     truncated: int = 0
     pad: int = 0
+    windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -63,6 +66,7 @@ class Encoded:
         for array in (self.tokens, self.types, self.offsets, self.labels):
             digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode())
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        digest.update(b"" if self.windows is None else repr(self.windows).encode())
         return digest.hexdigest()
 
     def tokens_of(self, row: int) -> np.ndarray:
@@ -90,6 +94,22 @@ class Encoded:
         """Return the rows with token id i written as `ids[i]`, the padding too."""
         return replace(self, tokens=ids[self.tokens].astype(np.int32), pad=int(ids[self.pad]))
 
+    def in_windows(self, indices: Sequence[int] | np.ndarray) -> tuple[Encoded, np.ndarray]:
+        """Return the windows of these rows, each a row by itself, and which of `indices` each belongs to, from 0."""
+        rows = np.asarray(indices, dtype=np.int64)
+        assert self.windows is not None
+        pieces = [self.windows.cut(self.tokens_of(int(row))) for row in rows]
+        owners = np.repeat(np.arange(len(rows)), [len(some) for some in pieces])
+        flat = [window for some in pieces for window in some]
+        cut = replace(
+            self,
+            tokens=np.concatenate(flat) if flat else self.tokens[:0],
+            offsets=np.concatenate([[0], np.cumsum([len(window) for window in flat])]).astype(np.int64),
+            labels=None if self.labels is None else self.labels[rows][owners],
+            windows=None,
+        )
+        return cut, owners
+
     def batch(self, indices: Sequence[int] | np.ndarray, pad: int | None = None) -> dict[str, Tensor]:
         """Return rows as tensors on the CPU, padded on the right to the longest of them.
 
@@ -100,10 +120,13 @@ class Encoded:
         Returns:
             `input_ids` (B, T), `attention_mask` (B, T) with 1 for tokens and 0 for padding, `token_type_ids`
             (B, T) when the rows have types, and `labels`, (B,), or (B, T) where tokens are the labels: the ids, and
-            IGNORED for padding; all int64.
+            IGNORED for padding; all int64. Rows that are read in windows come as their windows, one after the other.
         """
         import torch
 
+        if self.windows is not None:
+            cut, _ = self.in_windows(indices)
+            return cut.batch(range(len(cut)), pad)
         rows = np.asarray(indices, dtype=np.int64)
         lengths_B = self.lengths[rows]
         mask_BT = np.arange(lengths_B.max(initial=0)) < lengths_B[:, None]

@@ -16,7 +16,7 @@ from niwaki.task.splits import read_splits
 from niwaki.task.tables import Table
 from niwaki.task.task import Rows, Task, TextRows
 from niwaki.task.texts import arrange, overlaps, read_texts
-from niwaki.task.tokens import check_tokenizer, encode_rows, truncation_note
+from niwaki.task.tokens import check_tokenizer, encode_in_windows, encode_rows, truncation_note, windows_note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,10 @@ class TextClassification(Task):
         label: the column of the label; found (label, labels, class, category, ...) when None.
         metric: "accuracy", "f1" (of class 1 with two classes, macro with more) or "mcc"; all in percent.
         max_length: cut texts to this many tokens; as many as the model takes when None.
+        long: what becomes of longer texts in the split that quality is reported on: "truncate", or read them in
+            windows of that many tokens, each a quarter over the one before, and take the "mean" or the "max" of the
+            windows' logits, class by class. A text's time is that of all its windows. Training and selection rows are
+            cut in any case.
 
     Labels are whole numbers or words. Their ids are those of the fine-tuned model if its label names are
     given, else their rank: numbers by value, words by alphabet, so that ids are the same each time. A test
@@ -52,6 +56,7 @@ class TextClassification(Task):
     text_pair: str | None = None
     label: str | None = None
     metric: Literal["accuracy", "f1", "mcc"] = "accuracy"
+    long: Literal["truncate", "mean", "max"] = "truncate"
 
     def read(self, labels: list[str] | None = None) -> Rows:
         """Read the rows as text.
@@ -91,13 +96,17 @@ class TextClassification(Task):
             labels: as in `read`.
 
         Returns:
-            The encoded splits; its notes tell how many texts were cut.
+            The encoded splits; its notes tell how many texts were cut, or read in windows.
         """
         limit = self.limit(max_length)
         rows = self.read(labels)
         check_tokenizer(tokenizer, limit, pairs=rows.validation.pairs is not None)
         encoded = {split.name: encode_rows(split, tokenizer, limit) for split in rows.splits}
-        cuts = [note for split in encoded.values() if (note := truncation_note(split, limit))]
+        if self.long != "truncate":
+            last = rows.validation if rows.test is None else rows.test
+            encoded[last.name] = encode_in_windows(last, tokenizer, limit, self.long)
+        told = [tell(split, limit) for split in encoded.values() for tell in (truncation_note, windows_note)]
+        cuts = [note for note in told if note]
         return Dataset(
             encoded.get("train"),
             encoded["validation"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -12,6 +13,7 @@ import numpy as np
 from niwaki.errors import NiwakiError
 from niwaki.task.encoded import Encoded
 from niwaki.task.task import TextRows
+from niwaki.task.windows import Pool, windows_of
 
 # Bounds of one call: enough rows for a fast tokenizer to share among cores, and never so much text that its
 # lists (about 100 bytes a token) fill the memory.
@@ -44,6 +46,14 @@ def encode_rows(rows: TextRows, tokenizer: Any, max_length: int) -> Encoded:
     )
 
 
+def encode_in_windows(rows: TextRows, tokenizer: Any, max_length: int, pool: Pool) -> Encoded:
+    """Tokenize a split of single texts whole; those longer than `max_length` tokens will be read in windows."""
+    if rows.pairs is not None:
+        raise NiwakiError("long texts in windows, of pairs", expected="single texts", fix='long="truncate"')
+    windows = windows_of(tokenizer, rows.texts[0], max_length, pool)
+    return replace(encode_rows(rows, tokenizer, sys.maxsize), windows=windows)
+
+
 def packed(rows: Encoded, length: int) -> Encoded:
     """Join all rows in their order and cut the whole into rows of `length` tokens; the last may be shorter."""
     offsets = np.append(np.arange(0, len(rows.tokens), length), len(rows.tokens)).astype(np.int64)
@@ -57,6 +67,15 @@ def truncation_note(encoded: Encoded, max_length: int) -> str:
     share = 100 * encoded.truncated / len(encoded)
     counted = f"{encoded.truncated:,} of {len(encoded):,} {encoded.name} texts ({share:.1f}%)"
     return f"{counted} were cut to {max_length} tokens"
+
+
+def windows_note(encoded: Encoded, max_length: int) -> str:
+    """Say how many texts are read in windows, or return an empty string when none is."""
+    long = int((encoded.lengths > max_length).sum())
+    if encoded.windows is None or not long:
+        return ""
+    counted = f"{long:,} of {len(encoded):,} {encoded.name} texts ({100 * long / len(encoded):.1f}%)"
+    return f"{counted} were read in windows of {max_length} tokens, the {encoded.windows.pool} of their logits taken"
 
 
 def check_tokenizer(tokenizer: Any, max_length: int, pairs: bool) -> None:

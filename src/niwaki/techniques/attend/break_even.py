@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from niwaki.layers.attention import attend
 from niwaki.layers.kinds import Kind, build
 
 SHORTEST, LONGEST = 32, 8192
@@ -71,17 +70,18 @@ class Times:
 
 
 @functools.lru_cache(maxsize=64)
-def times_of(by: Kind, heads: int, head_size: int, longest: int, settings: tuple[tuple[str, Any], ...]) -> Times:
+def times_of(
+    by: Kind, heads: int, head_size: int, key_value_heads: int, longest: int, settings: tuple[tuple[str, Any], ...]
+) -> Times:
     """Time one layer's attention at lengths that double, up to `longest`, at batch 1 in PyTorch."""
-    mechanism = build(by, heads, head_size, **dict(settings)).eval()
+    mechanism = build(by, heads, head_size, key_value_heads, **dict(settings)).eval()
     lengths = lengths_up_to(longest)
     exact, other = [], []
     with torch.inference_mode():
         for length in lengths:
-            inputs = _inputs(length, heads * head_size)
+            inputs = _inputs(length, heads * head_size, key_value_heads * head_size)
             real_BT = torch.ones(1, length, dtype=torch.bool)
-            mask_B11T = real_BT[:, None, None, :]
-            exact.append(_seconds(lambda: attend(*inputs, mask_B11T, heads, head_size**-0.5)))  # noqa: B023
+            exact.append(_seconds(lambda: mechanism.exact(*inputs, real_BT, head_size**-0.5)))  # noqa: B023
             other.append(_seconds(lambda: mechanism(*inputs, real_BT, head_size**-0.5)))  # noqa: B023
     return Times(lengths, tuple(exact), tuple(other))
 
@@ -96,9 +96,10 @@ def lengths_up_to(longest: int) -> tuple[int, ...]:
     return (*lengths, longest)
 
 
-def _inputs(length: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(length: int, width: int, shared: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries (1, T, width), and keys and values (1, T, shared)."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 1, length, width, generator=generator)
+    query, key, value = (torch.randn(1, length, one, generator=generator) for one in (width, shared, shared))
     return query, key, value
 
 

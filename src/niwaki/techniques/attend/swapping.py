@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from niwaki.layers.attention import Mechanism, attend, mechanisms_of
+from niwaki.layers.attention import Mechanism, mechanisms_of
 from niwaki.layers.either import Either, coins
 from niwaki.schedules import ramp
 from niwaki.technique import Companion
@@ -52,7 +52,7 @@ class Swapping(Companion):
 
 
 class Exact(nn.Module):
-    """Attend to all tokens in the place of another attention."""
+    """Attend as the model did before, in the place of another attention."""
 
     def __init__(self, other: Mechanism) -> None:
         super().__init__()
@@ -68,4 +68,4 @@ class Exact(nn.Module):
         dropout: float = 0.0,
     ) -> Tensor:
         """Return the answers of all tokens (B, T, D)."""
-        return attend(query_BTD, key_BTD, value_BTD, real_BT[:, None, None, :], self.other[0].heads, scaling, dropout)
+        return self.other[0].exact(query_BTD, key_BTD, value_BTD, real_BT, scaling, dropout)

@@ -11,7 +11,7 @@ from torch import nn
 from niwaki.anatomy import Layer, anatomy_of, longest_read
 from niwaki.errors import NiwakiError
 from niwaki.layers.attention import mechanisms_of
-from niwaki.layers.kinds import SETTINGS, Kind
+from niwaki.layers.kinds import OF_DECODERS, SETTINGS, Kind
 from niwaki.surgery import extend_positions, swap_attention
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.attend.break_even import LONGEST, Times, times_of
@@ -26,11 +26,12 @@ class Attend(Technique):
     away, and the first `global_tokens` see all and are seen by all; inputs of up to `window` tokens are attended to as
     before. By "linear" exp(q k / sqrt(S)) becomes phi(q) phi(k) with learnt features phi, and the sums over tokens are
     taken once. By "nystrom" tokens meet through `landmarks`, the means of as many segments of the text: a softmax of
-    low rank. Projections stay as they are.
+    low rank. A decoder is changed by "hybrid": each token sees the last `window` by a softmax and all earlier ones
+    through features, so that a token more costs the same however long the text is. Projections stay as they are.
 
-    The features of "linear" begin as the identity. Before anything else they are taught, layer by layer, with the rest
-    of the model held still, what the exact attention does on `examples` rows: its maps (cross-entropy) or its outputs
-    (mean square over variance). Then comes a `train`, with the whole model as the teacher.
+    Features begin as the identity. Before anything else they are taught, layer by layer, with the rest of the model
+    held still, what the exact attention does on `examples` rows: its maps (cross-entropy) or its outputs (mean square
+    over variance). Then comes a `train`, with the whole model as the teacher.
 
     Short inputs do not get faster: a window of 128 and a text of 25 tokens have nothing to save. So the step times both
     attentions on this machine, says from which length on the new one is faster, and refuses where that is beyond what
@@ -39,15 +40,16 @@ class Attend(Technique):
     `positions` lets the model read longer inputs: its table of positions is copied behind itself, or stretched.
 
     Args:
-        by: "window", "linear" or "nystrom".
+        by: of an encoder "window", "linear" or "nystrom"; of a decoder "hybrid".
         keep: indices of layers, from 0, that stay exact.
-        window: of "window", at least 1. 64 to 256.
+        window: of "window" and "hybrid", at least 1. 64 to 256.
         global_tokens: of "window": first tokens that see all and are seen by all. 1, where the first token is read.
-        features: of "linear": "hedgehog", softmax([x W + b, -x W - b]), or "t2r", max(0, x W + b).
+        features: of "linear" and "hybrid": "hedgehog", softmax([x W + b, -x W - b]), or "t2r", max(0, x W + b).
         landmarks: of "nystrom": segments of a text. 32 to 128.
         positions: tokens the model is to read; as many as now when null.
         fill: "copied": shorter inputs are read as before; "interpolated": all positions move, and training must follow.
-        match: of "linear": what is taught before training, "maps", "outputs" or "nothing".
+        match: of "linear" and "hybrid": what is taught before training, "maps", "outputs" or "nothing"; when null
+            "maps" of linear, "outputs" of hybrid, which learns no maps.
         examples: training rows to learn from. 256 to 2048.
         length: of long rows the first so many tokens are learnt from; maps take memory by its square. 128 to 512.
         passes: over these rows. 2 to 10.
@@ -56,8 +58,8 @@ class Attend(Technique):
         allow_slower: go on where nothing gets faster.
 
     Raises:
-        NiwakiError: nothing gets faster on this machine, no layer is left to change, positions inside a `train`, or a
-            model that is no encoder.
+        NiwakiError: nothing gets faster on this machine, no layer is left to change, positions inside a `train` or of a
+            decoder, or a kind that is not for this model.
 
     Composes with: distill (recommended), prune, drop, replace, quantize and factor: projections are those of any
         attention, and feature maps of heads that go, go with them.
@@ -66,7 +68,7 @@ class Attend(Technique):
         Beltagy et al. 2020, Longformer, sections 3.1 (window, global tokens) and 5 (positions). Zhang et al. 2024, The
         Hedgehog and the Porcupine, sections 4.1 and 4.2 (features, maps). Kasai et al. 2021, Finetuning Pretrained
         Transformers into RNNs, section 2.2 (t2r). Xiong et al. 2021, Nystromformer, equations 13 and 14 (nystrom).
-        Zhang et al. 2025, LoLCATs, section 3.2 (outputs).
+        Zhang et al. 2025, LoLCATs, section 3 (outputs, hybrid).
 
     Example:
         >>> Attend(window=64).by, Attend(by="linear").features
@@ -83,7 +85,7 @@ class Attend(Technique):
     landmarks: int = Field(64, ge=1)
     positions: int | None = Field(None, ge=1)
     fill: Literal["copied", "interpolated"] = "copied"
-    match: Literal["maps", "outputs", "nothing"] = "maps"
+    match: Literal["maps", "outputs", "nothing"] | None = None
     examples: int = Field(512, ge=1)
     length: int = Field(256, ge=2)
     passes: int = Field(4, ge=1)
@@ -95,6 +97,8 @@ class Attend(Technique):
     def _sound(self) -> Attend:
         if self.by == "window" and self.global_tokens > self.window:
             raise ValueError(f"global_tokens is {self.global_tokens}, expected at most the window, {self.window}")
+        if self.by == "hybrid" and self.match == "maps":
+            raise ValueError("match is maps, of hybrid expected outputs or nothing")
         return self
 
     @property
@@ -104,31 +108,49 @@ class Attend(Technique):
 
     def check(self, model: nn.Module) -> None:
         """Refuse what this model cannot do, and what would not get faster even on the longest input that it reads."""
-        if anatomy_of(model).family.pre_norm:
-            raise NiwakiError(
-                f"a {model.config.model_type} reads from left to right",  # type: ignore[union-attr]
-                expected="an encoder",
-                place=self.name,
-            )
+        self._check_kind(model)
         self._check_positions(model)
         layers = self._chosen(model)
         if self.allow_slower:
             return
-        longest = self.positions or longest_read(model)
+        longest = self._longest_timed(self.positions or longest_read(model))
         if self._times(layers[0], longest).break_even > longest:
             beyond = self._times(layers[0], max(longest, LONGEST)).break_even
             if beyond <= longest:
                 return  # the clock says so once in two: what the training texts gain is for `apply` to say
             begins = f"beyond {LONGEST}" if math.isinf(beyond) else f"at about {beyond:.0f}"
+            lengthens = "" if self.by in OF_DECODERS else "positions: 4096, with longer texts; or "
             raise NiwakiError(
                 f"by {self.by}, nothing gets faster up to {longest} tokens, the longest input this model reads",
                 expected=f"longer inputs: on this machine it begins to pay {begins} tokens",
-                fix="positions: 4096, with longer texts; or allow_slower: true",
+                fix=f"{lengthens}allow_slower: true",
                 place=self.name,
             )
 
+    def _check_kind(self, model: nn.Module) -> None:
+        decodes = anatomy_of(model).family.pre_norm
+        if decodes != (self.by in OF_DECODERS):
+            fitting = [kind for kind in SETTINGS if decodes == (kind in OF_DECODERS)]
+            name = model.config.model_type  # type: ignore[union-attr]
+            raise NiwakiError(
+                f"by is {self.by}, and a {name} reads {'from left to right' if decodes else 'in both directions'}",
+                expected=" or ".join(fitting),
+                fix=f"by: {fitting[0]}",
+                place=self.name,
+            )
+
+    def _longest_timed(self, reads: int) -> int:
+        """Return up to which length attention is timed: a decoder may read more than one would wait for."""
+        return min(reads, LONGEST) if self.by in OF_DECODERS else reads
+
     def _check_positions(self, model: nn.Module) -> None:
         reads = longest_read(model)
+        if self.positions is not None and self.by in OF_DECODERS:
+            raise NiwakiError(
+                f"positions is {self.positions}, of a model without a table of positions",
+                expected="null: rotary positions are not lengthened here",
+                place=self.name,
+            )
         if self.positions is not None and self.positions < reads:
             raise NiwakiError(
                 f"positions is {self.positions}",
@@ -149,7 +171,8 @@ class Attend(Technique):
         return chosen
 
     def _times(self, layer: Layer, longest: int) -> Times:
-        return times_of(self.by, layer.heads, layer.head_size, longest, tuple(self.settings.items()))
+        settings = tuple(self.settings.items())
+        return times_of(self.by, layer.heads, layer.head_size, layer.key_value_heads, longest, settings)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Lengthen the positions, swap the attentions, and teach them."""
@@ -178,7 +201,7 @@ class Attend(Technique):
         """Say from which length on it pays, and refuse texts that would not get faster."""
         if self.allow_slower:
             return
-        times = self._times(self._chosen(model)[0], longest_read(model))
+        times = self._times(self._chosen(model)[0], self._longest_timed(longest_read(model)))
         lengths = context.train.lengths
         speedup = times.speedup(lengths)
         context.log(
@@ -204,8 +227,9 @@ class Attend(Technique):
     def _teach(self, model: nn.Module, context: Context) -> None:
         """Teach features what exact attention does, where there are any."""
         learns = any(True for _, mechanism in mechanisms_of(model) for _ in mechanism.parameters())
-        if self.match == "nothing" or not learns:
+        match = self.match or ("outputs" if self.by == "hybrid" else "maps")
+        if match == "nothing" or not learns:
             return
         batches = list(context.calibration_batches(self.examples, batch_size=8, length=self.length))
-        first, last = transfer(model, batches, match=self.match, passes=self.passes, learning_rate=self.learning_rate)
-        context.log({"event": "attention-transfer", "match": self.match, "first_pass": first, "last_pass": last})
+        first, last = transfer(model, batches, match=match, passes=self.passes, learning_rate=self.learning_rate)
+        context.log({"event": "attention-transfer", "match": match, "first_pass": first, "last_pass": last})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.calibrate import frozen, inputs_of
-from niwaki.layers.attention import LinearAttention, Mechanism, apart, attend, mechanisms_of
+from niwaki.layers.attention import LinearAttention, Mechanism, apart, mechanisms_of
 from niwaki.losses import scaled_squares
 
 Match = Literal["maps", "outputs"]
@@ -52,9 +52,10 @@ def _one_pass(
     for batch in batches:
         model(**{name: value.to(device) for name, value in inputs_of(batch).items()})
         losses = torch.stack([one.loss for one in students])
-        optimizer.zero_grad(set_to_none=True)
-        losses.sum().backward()
-        optimizer.step()
+        if losses.requires_grad:  # texts within a window teach nothing
+            optimizer.zero_grad(set_to_none=True)
+            losses.sum().backward()
+            optimizer.step()
         sums += losses.detach().cpu()
     return [float(one) for one in sums / len(batches)]
 
@@ -92,7 +93,7 @@ class Matching(Mechanism):
         dropout: float = 0.0,
     ) -> Tensor:
         """Return the exact answer (B, T, D)."""
-        exact_BTD = attend(query_BTD, key_BTD, value_BTD, real_BT[:, None, None, :], self.heads, scaling)
+        exact_BTD = self.own.exact(query_BTD, key_BTD, value_BTD, real_BT, scaling)
         if self.match == "maps" and isinstance(self.own, LinearAttention):
             own_BHTT = self.own.weights(query_BTD, key_BTD, real_BT, scaling)
             self.loss = map_difference(
