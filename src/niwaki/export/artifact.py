@@ -19,13 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from niwaki.anatomy import FAMILIES, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export.audit import audit, weights_in_onnx, weights_in_openvino
+from niwaki.export.chain import Write, write_chain
 from niwaki.export.onnx_file import write_onnx
 from niwaki.export.openvino_file import write_openvino
 from niwaki.export.parity import Parity, check_rewriting, compare
 from niwaki.export.prepare import prepare
+from niwaki.runtime.chain import SUFFIX
 
 Batch = Mapping[str, Tensor]
-Write = Callable[[nn.Module, dict[str, Tensor], Path], None]
 
 
 def export_onnx(model: nn.Module, examples: Sequence[Batch], path: str | Path) -> Parity:
@@ -35,13 +36,15 @@ def export_onnx(model: nn.Module, examples: Sequence[Batch], path: str | Path) -
         model: a Transformers classifier, its linears and embeddings quantized or not. It is left as it was.
         examples: inputs to check on, (B, T) each, padded ones among them; token types are an input of the artifact
             if the examples have them.
-        path: the .onnx file; the folder must exist.
+        path: the .onnx file; of a model with exits chain.json, with a file for each segment beside it. The folder must
+            exist.
 
     Returns:
         How well the artifact agrees with the model.
 
     Raises:
-        NiwakiError: a weight of the model is not in the file, or the logits differ; nothing is left at `path`.
+        NiwakiError: a weight of the model is not in the file, the logits differ, or rows leave at other exits; nothing
+            is left at `path`.
     """
     return _export(model, examples, Path(path), "onnxruntime", write_onnx)
 
@@ -66,16 +69,30 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
             fix="the PyTorch runtime, which opens the run folder itself",
             place=str(path),
         )
+    with_exits = hasattr(model, "exits")
+    _check_name(path, with_exits)
     names = _input_names(model, examples)
     batches = [_inputs(batch, names) for batch in examples]
     read = weights_in_onnx if runtime == "onnxruntime" else weights_in_openvino
     with _evaluating(model), torch.no_grad(), _written_aside(path) as draft:
+        if with_exits:
+            return write_chain(model, _sample(names), batches, draft, runtime, write, read, place=str(path))
         prepared = prepare(model, token_types="token_type_ids" in names).eval()
         check_rewriting(model, prepared, batches)
         with sdpa_kernel(SDPBackend.MATH):  # other kernels of torch ask whether the batch is 1
-            write(prepared, _sample(names), draft)
+            write(prepared, _sample(names), draft, ("logits",))
         audit(model, read(draft), place=str(path))
         return compare(model, prepared, draft, runtime, batches, place=str(path))
+
+
+def _check_name(path: Path, with_exits: bool) -> None:
+    """Refuse to write one file of a model that becomes several, and the other way round."""
+    if with_exits != (path.suffix == SUFFIX):
+        raise NiwakiError(
+            f"{path.name} is to hold a model {'with' if with_exits else 'without'} exits",
+            expected="chain.json of a model with exits, and a graph file of any other",
+            fix=f"{path.with_name('chain.json' if with_exits else 'model.onnx')}",
+        )
 
 
 def _writes_text(model: nn.Module) -> bool:
@@ -139,6 +156,9 @@ def _written_aside(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         draft = Path(folder) / path.name
         yield draft
-        # The file that names the others goes last: it is never there without them.
-        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+        files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+        # The file that names the others goes first and comes last: it is never there with any but its own.
+        if len(files) > 1:
+            path.unlink(missing_ok=True)
+        for written in files:
             written.replace(path.parent / written.name)

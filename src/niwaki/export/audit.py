@@ -39,6 +39,11 @@ class Weights:
         """Add the rows of one product's weight."""
         self.rows.update(row.tobytes() for row in np.ascontiguousarray(weight_OI))
 
+    def update(self, others: Weights) -> None:
+        """Add those of another file."""
+        self.rows.update(others.rows)
+        self.tables.update(others.tables)
+
     def add_table(self, table_VD: Array) -> None:
         """Add one embedding table."""
         self.tables[np.ascontiguousarray(table_VD).tobytes()] += 1
