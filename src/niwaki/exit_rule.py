@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 By = Literal["entropy", "probability", "patience"]
+#: A threshold that no row reaches: sureness is at most 1, and patience at most the number of exits.
+NEVER = 1000.0
 
 
 def sureness(by: By, logits_EBC: Array) -> Array:

@@ -9,13 +9,15 @@ from torch import nn
 
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
+from niwaki.layers.exits import exits_of
 
 
 def packable(model: nn.Module, *, embeddings: bool, skip: Sequence[str], technique: str) -> tuple[list[str], list[str]]:
     """Return the dotted names of the linears and of the embedding tables to pack.
 
-    The head stays as it is: every error in it is an error in the answer. But a language head that is tied to the
-    word table is packed with it: one packed table serves both.
+    The head stays as it is: every error in it is an error in the answer. So do the heads of exits, which are small, and
+    do not run where others are calibrated. But a language head that is tied to the word table is packed with it: one
+    packed table serves both.
 
     Args:
         model: of a known family.
@@ -32,6 +34,8 @@ def packable(model: nn.Module, *, embeddings: bool, skip: Sequence[str], techniq
     with_table = tied is not None and embeddings and not any(_skipped(name, skip) for name in tied)
     head = None if with_table else anatomy_of(model).head
     spared = set(head.modules()) if head is not None else set()  # of a pair, both
+    exits = exits_of(model)
+    spared |= set(exits.modules()) if exits is not None else set()
     # one that holds a pair of factors is about to make room for it
     whole = {n: m for n, m in modules.items() if m not in spared and not list(m.children()) and not _skipped(n, skip)}
     linears = [n for n, m in whole.items() if isinstance(m, nn.Linear) and m.weight.numel()]

@@ -58,7 +58,7 @@ def residual_of(model: nn.Module) -> Residual:
         tables=tables,
         norms=(*start_norms, *_parts(anatomy, NORMS), *(_present(anatomy, anatomy.prefix + final) if final else ())),
         writers=writers,
-        readers=(*_parts(anatomy, READERS), *_first_of_head(anatomy)),
+        readers=(*_parts(anatomy, READERS), *_first_of_head(anatomy), *_first_of_exits(model)),
         sources=(*tables, *writers) if pre_norm else projection,
         width=rows_of(anatomy.layers[0].part("down")),
     )
@@ -81,6 +81,13 @@ def _first_of_head(anatomy: Anatomy) -> tuple[str, ...]:
         if found:
             return found
     return ()
+
+
+def _first_of_exits(model: nn.Module) -> Iterator[str]:
+    """Yield what reads the stream in the heads of exits."""
+    for name, _ in model.named_modules():
+        if name.startswith("exits.heads.") and name.endswith(".dense"):
+            yield name
 
 
 def _embedding_norms(anatomy: Anatomy) -> Iterator[str]:

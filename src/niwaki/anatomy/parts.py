@@ -120,6 +120,11 @@ class Anatomy:
         """Return how many times the layers run, one after the other: 1 but in a family that repeats them."""
         return int(getattr(self.model.config, self.family.config_uses)) if self.family.config_uses else 1
 
+    @property
+    def depth(self) -> int:
+        """Return how many layers a text runs through, each time that one runs."""
+        return self.num_layers * self.uses
+
     def refuse_repeated(self, what: str, fix: str = "") -> None:
         """Refuse what needs layers that run once, in a model that runs the same ones again and again."""
         if self.family.config_uses:
@@ -147,6 +152,12 @@ class Anatomy:
     def word_embeddings(self) -> nn.Module:
         """Return the token table (V, D)."""
         return self.model.get_submodule(self.prefix + self.family.word_embeddings)
+
+    @property
+    def embedding_projection(self) -> nn.Module | None:
+        """Return the linear from embedding to hidden width, or None where there is none."""
+        path = self.family.embedding_projection
+        return _find(self.model, self.prefix + path) if path else None
 
     @property
     def pooler(self) -> nn.Module | None:

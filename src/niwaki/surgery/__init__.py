@@ -14,12 +14,14 @@ factoring.py   factor_linear, factor_embedding
 attention.py   swap_attention, extend_positions
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
+exits.py       add_exit, set_thresholds
 sharing.py     tie_weights, relax_linear
 cutting.py     what the edits cut with
 """
 
 from niwaki.surgery.attention import extend_positions, swap_attention
 from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
+from niwaki.surgery.exits import add_exit, set_thresholds
 from niwaki.surgery.factoring import factor_embedding, factor_linear
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
@@ -33,6 +35,7 @@ from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabular
 __all__ = [
     "EDITS",
     "Record",
+    "add_exit",
     "cluster_embedding",
     "cluster_linear",
     "edit",
@@ -58,6 +61,7 @@ __all__ = [
     "relax_linear",
     "replay",
     "scale_inputs",
+    "set_thresholds",
     "sparsify_linear",
     "swap_attention",
     "tie_head",

@@ -6,12 +6,13 @@ from torch import nn
 
 from niwaki.anatomy import anatomy_of
 from niwaki.surgery.cutting import check_indices
+from niwaki.surgery.exits import keep_exits
 from niwaki.surgery.journal import edit
 
 
 @edit
 def keep_layers(model: nn.Module, *, layers: list[int]) -> None:
-    """Keep the layers of these indices, in this order.
+    """Keep the layers of these indices, in this order, and the exits after them.
 
     Args:
         model: any model of a known family.
@@ -24,6 +25,7 @@ def keep_layers(model: nn.Module, *, layers: list[int]) -> None:
     parent, _, name = anatomy.layers_name.rpartition(".")
     setattr(model.get_submodule(parent), name, kept)
     _number_layers(kept)
+    keep_exits(model, layers)
     setattr(model.config, anatomy.family.config_layers, len(layers))
     kinds = getattr(model.config, "layer_types", None)
     if kinds:  # full or sliding attention, one word a layer
