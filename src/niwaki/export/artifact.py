@@ -24,6 +24,7 @@ from niwaki.export.onnx_file import write_onnx
 from niwaki.export.openvino_file import write_openvino
 from niwaki.export.parity import Parity, check_rewriting, compare
 from niwaki.export.prepare import prepare
+from niwaki.layers.exits import exits_of
 from niwaki.runtime.chain import SUFFIX
 
 Batch = Mapping[str, Tensor]
@@ -69,8 +70,8 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
             fix="the PyTorch runtime, which opens the run folder itself",
             place=str(path),
         )
-    with_exits = hasattr(model, "exits")
-    _check_name(path, with_exits)
+    with_exits = exits_of(model) is not None
+    _check_name(model, path)
     names = _input_names(model, examples)
     batches = [_inputs(batch, names) for batch in examples]
     read = weights_in_onnx if runtime == "onnxruntime" else weights_in_openvino
@@ -85,13 +86,19 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
         return compare(model, prepared, draft, runtime, batches, place=str(path))
 
 
-def _check_name(path: Path, with_exits: bool) -> None:
+def file_for(model: nn.Module, path: Path) -> Path:
+    """Return the file that an export of the model to `path` writes: of a model with exits chain.json in its folder."""
+    return path if exits_of(model) is None else path.with_name(f"chain{SUFFIX}")
+
+
+def _check_name(model: nn.Module, path: Path) -> None:
     """Refuse to write one file of a model that becomes several, and the other way round."""
+    with_exits = exits_of(model) is not None
     if with_exits != (path.suffix == SUFFIX):
         raise NiwakiError(
             f"{path.name} is to hold a model {'with' if with_exits else 'without'} exits",
-            expected="chain.json of a model with exits, and a graph file of any other",
-            fix=f"{path.with_name('chain.json' if with_exits else 'model.onnx')}",
+            expected="chain.json of a model with exits, a graph file of any other",
+            fix=str(file_for(model, path) if with_exits else path.with_name("model.onnx")),
         )
 
 

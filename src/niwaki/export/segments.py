@@ -19,7 +19,8 @@ from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export.prepare import LeanClassifier, is_known, through
 from niwaki.layers.codebook import in_floats
-from niwaki.runtime.rule import Rule
+from niwaki.layers.exits import Exits
+from niwaki.runtime.torch_exits import rule_of
 
 
 class Segment(nn.Module):
@@ -79,13 +80,13 @@ class Segments(nn.Module):
             )
         anatomy = anatomy_of(model)
         whole = LeanClassifier(anatomy, token_types)
-        heads: Any = cast(Any, model).exits.heads
-        self.rule = rule_of(model)
+        exits = cast(Exits, model.exits)
+        self.rule = rule_of(exits)
         ends = [0, *(layer + 1 for layer in self.rule.layers), anatomy.num_layers]
-        own: list[Any] = [*(heads[str(layer)] for layer in self.rule.layers), whole.head]
+        heads: list[Any] = [*exits.heads.values(), whole.head]
         self.segments = nn.ModuleList(
             Segment(whole.layers[start:stop], head, None if start else whole.embeddings, stop < anatomy.num_layers)
-            for (start, stop), head in zip(pairwise(ends), own, strict=True)
+            for (start, stop), head in zip(pairwise(ends), heads, strict=True)
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -97,9 +98,3 @@ class Segments(nn.Module):
             found.append(logits_BC)
         return torch.stack([*found, last(inputs, attention_mask)], dim=1)
 
-
-def rule_of(model: nn.Module) -> Rule:
-    """Return by what rule, and behind which layers, rows leave a model with exits."""
-    exits: Any = cast(Any, model).exits
-    layers = tuple(sorted(int(name) for name in exits.heads))
-    return Rule(exits.by, tuple(float(threshold) for threshold in exits.thresholds), layers)

@@ -127,7 +127,9 @@ def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:
     """Open a model folder in eager PyTorch."""
     torch = import_runtime("torch", "")
     from niwaki.checkpoint import load
+    from niwaki.layers.exits import exits_of
     from niwaki.layers.linear import QuantizedLinear
+    from niwaki.runtime.torch_exits import TorchExits, rule_of
 
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):  # can be set only once in a process
@@ -143,11 +145,22 @@ def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:
             logits_BC: Array = model(**inputs, **settings).logits.float().numpy()
         return logits_BC
 
+    own = exits_of(model)
+    exits = None if own is None else TorchExits(model, rule_of(own))
     floats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     in_force = "bf16" if torch.bfloat16 in floats else "f32"
     inputs = tuple(name for name in INPUTS if name in accepted)
     packed = any(isinstance(module, QuantizedLinear) for module in model.modules())
-    return Artifact(path, "torch", inputs, in_force, run, torch.from_numpy, rows_independent=not packed)
+    return Artifact(
+        path,
+        "torch",
+        inputs,
+        in_force,
+        run if exits is None else lambda inputs: exits.classify(inputs)[0],
+        torch.from_numpy,
+        rows_independent=not packed,
+        exits=exits,
+    )
 
 
 def _open_graph(path: Path, runtime: str, threads: int, precision: str | None) -> Artifact:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
-from niwaki.export import export_onnx, export_openvino
+from niwaki.export import export_onnx, export_openvino, file_for
 from niwaki.measure.records import Measurement
 from niwaki.measure.subjects import Subject, measure_subjects
 from niwaki.runtime import default_threads, installed
@@ -187,7 +187,7 @@ def _exported(
             continue
         for runtime in runtimes:
             file_name, write = WRITERS[runtime]
-            path = folder / f"{index}-{runtime}" / file_name
+            path = file_for(candidate, folder / f"{index}-{runtime}" / file_name)
             path.parent.mkdir()
             try:
                 write(candidate, examples, path)
