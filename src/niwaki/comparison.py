@@ -226,7 +226,21 @@ def as_table(comparison: Comparison) -> str:
         table.add_row(row.name, row.runtime, *_cells(row))
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(table)
-    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    return "\n".join([*lines, *_exit_lines(comparison.rows)])
+
+
+def _exit_lines(rows: Sequence[Measurement]) -> list[str]:
+    """Return a line for each model with exits: which share of rows left where; latencies are means then."""
+    lines = []
+    for row in rows:
+        if row.exits:
+            ends = [
+                f"{exit.share:.0%} {'at the end' if exit.layer is None else f'after layer {exit.layer}'}"
+                for exit in row.exits.exits
+            ]
+            lines.append(f"{row.name} in {row.runtime}: {', '.join(ends)}.")
+    return ["", "Latency is the mean over rows: where rows may leave early, it depends on the row.", *lines] if lines else []
 
 
 def _cells(row: Measurement) -> list[str]:
@@ -234,7 +248,7 @@ def _cells(row: Measurement) -> list[str]:
     none = "-"
     return [
         f"{row.size_bytes / 1e6:.1f} MB" if row.size_bytes else none,
-        f"{latency.median * 1e3:.2f} ms" if latency else none,
+        f"{latency.typical * 1e3:.2f} ms" if latency else none,
         f"{ratio.median:.2f}x" if ratio else none,
         f"{row.throughput_per_second:.0f}" if row.throughput_per_second else none,
         f"{row.memory_peak_bytes / 1e6:.0f} MB" if row.memory_peak_bytes else none,

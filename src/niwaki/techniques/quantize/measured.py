@@ -227,7 +227,7 @@ def _measured(subjects: Sequence[Subject], rows: Encoded, context: Context) -> l
 def _tried(record: Measurement) -> Tried:
     quality, latency = record.quality, record.latency_seconds
     assert quality is not None and latency is not None
-    return Tried(record.name, record.runtime, latency.median, record.size_bytes, -quality.difference, quality.interval)
+    return Tried(record.name, record.runtime, latency.typical, record.size_bytes, -quality.difference, quality.interval)
 
 
 def _tell(
