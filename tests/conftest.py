@@ -210,6 +210,12 @@ def tiny_model() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="session")
+def tiny_batch() -> Callable[..., dict[str, torch.Tensor]]:
+    """Return the factory tiny_batch(family, count=16): one padded batch of toy sentences."""
+    return build_batch
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """Return the factory tiny_tokenizer(family)."""
     return build_tokenizer

@@ -15,6 +15,7 @@ from niwaki.techniques.attend import Attend
 from niwaki.techniques.cluster import Cluster
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
+from niwaki.techniques.exit import Exit
 from niwaki.techniques.factor import Factor
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
@@ -46,6 +47,7 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Prune(keep_heads=0.5, keep_neurons=0.5, by="second-order", multiple_of=8, examples=32), None, True),
     (Cluster(bits=4), None, True),
     (Cluster(bits=3, group_rows=16, entropy=True), None, True),
+    (Exit(after=1, allowed_drop=100), None, False),
     (Factor(keep=0.5, embedding=8, examples=32), Factor(), True),
     (Factor(keep=0.6, even=False, by="asvd", examples=32), None, True),
     (Quantize(), None, True),
@@ -80,13 +82,19 @@ def test_technique(
 ) -> None:
     technique, neutral, smaller = row
     check_technique(
-        technique, neutral=neutral, base=saved_base("bert"), task=toy_task, folder=tmp_path, smaller=smaller
+        technique,
+        neutral=neutral,
+        base=saved_base("bert"),
+        task=toy_task,
+        folder=tmp_path,
+        smaller=smaller,
+        before=[technique] if technique.fits else [],
     )
 
 
 # Of language models nothing is exported yet, a word table that is the head is trimmed otherwise, and what reads from
-# left to right attends to the past alone.
-ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name not in ("attend", "trim")]
+# left to right attends to the past alone, and has no first token that says what the text is.
+ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name not in ("attend", "exit", "trim")]
 
 
 @pytest.mark.parametrize("row", ON_LANGUAGE_MODELS, ids=lambda row: repr(row[0]))
@@ -116,13 +124,19 @@ def divides(one: Technique, two: Technique) -> bool:
     return not (grouped and any(isinstance(each, Factor) for each in (one, two)))
 
 
+def leaves_room(one: Technique, two: Technique) -> bool:
+    """Say whether a layer is left that an exit can stand before; of one layer none is, and it is refused."""
+    single = any(isinstance(each, Replace) and each.keep_layers == 1 for each in (one, two))
+    return not (single and any(isinstance(each, Exit) for each in (one, two)))
+
+
 COMPANIONS = [row[0] for row in ROWS if row[0].can_accompany]
 PAIRS = [
     (one, two)
     for index, one in enumerate(COMPANIONS)
     for two in COMPANIONS[index + 1 :]
     if one.cuts != two.cuts or one.cuts == Grain.NONE  # two that cut the same never stand together
-    if divides(one, two)
+    if divides(one, two) and leaves_room(one, two)
     if not (one.ties and not two.cuts_tied(meanwhile=True)) and not (two.ties and not one.cuts_tied(meanwhile=True))
 ]
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.conftest import build_batch, build_model
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
@@ -26,24 +25,29 @@ from niwaki.surgery import add_exit, is_plain, journal_of, keep_layers, narrow_h
 from niwaki.surgery.journal import EDITS
 
 Models = Callable[..., nn.Module]
+Batches = Callable[..., dict[str, Tensor]]
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert")
 
 
-def with_exits(family: str, after: tuple[int, ...] = (0, 2), layers: int = 4, labels: int = 2) -> nn.Module:
-    """Return a tiny model with exits whose heads say something, and not the same to all."""
-    model = build_model(family, layers=layers, labels=labels)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        for layer in after:
-            add_exit(model, layer=layer, width=16)
-        with torch.no_grad():
+@pytest.fixture(scope="session")
+def with_exits(tiny_model: Models, tiny_batch: Batches) -> Models:
+    """Return the factory of tiny models with exits whose heads say something, and not the same to all."""
+
+    def build(family: str, after: tuple[int, ...] = (0, 2), layers: int = 4, labels: int = 2) -> nn.Module:
+        model = tiny_model(family, layers=layers, labels=labels)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(1)
+            for layer in after:
+                add_exit(model, layer=layer, width=16)
             for head in model.exits.heads.values():
                 head.classifier.weight.mul_(4)
                 head.classifier.bias.zero_()
-            said_EBC = all_logits(model.eval(), build_batch(family))
+            said_EBC = all_logits(model.eval(), tiny_batch(family))
             for head, logits_BC in zip(model.exits.heads.values(), said_EBC[:-1], strict=True):
                 head.classifier.bias.sub_(logits_BC.mean(dim=0))
-    return model
+        return model
+
+    return build
 
 
 @pytest.fixture(params=ENCODERS)
@@ -51,8 +55,10 @@ def encoder(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_a_model_with_exits_reloads_bit_equal(encoder: str, tmp_path: Path) -> None:
-    model, batch = with_exits(encoder), build_batch(encoder)
+def test_a_model_with_exits_reloads_bit_equal(
+    encoder: str, tmp_path: Path, with_exits: Models, tiny_batch: Batches
+) -> None:
+    model, batch = with_exits(encoder), tiny_batch(encoder)
     set_thresholds(model, by="entropy", thresholds=[0.9, 0.25])
     again = load(save(model, tmp_path / "run"))
     assert torch.equal(all_logits(again, batch), all_logits(model, batch))
@@ -63,15 +69,17 @@ def test_a_model_with_exits_reloads_bit_equal(encoder: str, tmp_path: Path) -> N
     assert not is_plain(model)
 
 
-def test_the_models_own_forward_is_what_it_was(encoder: str) -> None:
-    whole, model, batch = build_model(encoder, layers=4), with_exits(encoder), build_batch(encoder)
+def test_the_models_own_forward_is_what_it_was(
+    encoder: str, with_exits: Models, tiny_model: Models, tiny_batch: Batches
+) -> None:
+    whole, model, batch = tiny_model(encoder, layers=4), with_exits(encoder), tiny_batch(encoder)
     with torch.inference_mode():
         assert torch.equal(model(**batch).logits, whole(**batch).logits)
         assert torch.equal(all_logits(model, batch)[-1], whole(**batch).logits)
 
 
-def test_exits_read_the_first_token_of_their_layer(encoder: str) -> None:
-    model, batch = with_exits(encoder), build_batch(encoder)
+def test_exits_read_the_first_token_of_their_layer(encoder: str, with_exits: Models, tiny_batch: Batches) -> None:
+    model, batch = with_exits(encoder), tiny_batch(encoder)
     anatomy = anatomy_of(model)
     seen: list[Tensor] = []
     handles = [
@@ -90,15 +98,15 @@ def test_exits_read_the_first_token_of_their_layer(encoder: str) -> None:
             torch.testing.assert_close(all_logits(model, batch)[place], by_hand + head.classifier.bias)
 
 
-def test_a_stretch_of_layers_leaves_nothing_behind(encoder: str) -> None:
-    model, inputs = build_model(encoder, layers=4), inputs_of(build_batch(encoder))
+def test_a_stretch_of_layers_leaves_nothing_behind(encoder: str, tiny_model: Models, tiny_batch: Batches) -> None:
+    model, inputs = tiny_model(encoder, layers=4), inputs_of(tiny_batch(encoder))
     with torch.inference_mode():
         states = run_layers(model, inputs, 0, 3)
         assert torch.equal(run_layers(model, inputs, 3, None, states), model(**inputs).logits)
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
-def test_what_an_exit_cannot_be(tiny_model: Models) -> None:
+def test_what_an_exit_cannot_be(tiny_model: Models, tiny_batch: Batches) -> None:
     model = tiny_model("bert", layers=3)
     add_exit(model, layer=1)
     for layer in (-1, 1, 2, 3):
@@ -119,13 +127,13 @@ def test_what_an_exit_cannot_be(tiny_model: Models) -> None:
     plain = tiny_model("bert")
     for call in (all_logits, classify):
         with pytest.raises(NiwakiError, match="no exits"):
-            call(plain, build_batch("bert"))
+            call(plain, tiny_batch("bert"))
     with pytest.raises(NiwakiError, match="no exits"):
         set_thresholds(plain, by="entropy", thresholds=[])
 
 
-def test_exits_go_with_their_layers(tiny_model: Models, tmp_path: Path) -> None:
-    model, batch = with_exits("bert", after=(0, 1, 3), layers=6), build_batch("bert")
+def test_exits_go_with_their_layers(tmp_path: Path, with_exits: Models, tiny_batch: Batches) -> None:
+    model, batch = with_exits("bert", after=(0, 1, 3), layers=6), tiny_batch("bert")
     set_thresholds(model, by="patience", thresholds=[1, 2, 3])
     heads = dict(model.exits.heads)
     keep_layers(model, layers=[1, 3, 4])
@@ -140,8 +148,10 @@ def test_exits_go_with_their_layers(tiny_model: Models, tmp_path: Path) -> None:
     assert exits_of(load(save(model, tmp_path / "none"))) is None
 
 
-def test_channels_that_go_go_in_the_heads_too(encoder: str, tmp_path: Path) -> None:
-    whole, batch = with_exits(encoder), build_batch(encoder)
+def test_channels_that_go_go_in_the_heads_too(
+    encoder: str, tmp_path: Path, with_exits: Models, tiny_batch: Batches
+) -> None:
+    whole, batch = with_exits(encoder), tiny_batch(encoder)
     channels = list(range(0, 32, 2))
     model = narrow_hidden(copy.deepcopy(whole), channels=channels)
     for layer in ("0", "2"):
@@ -152,7 +162,7 @@ def test_channels_that_go_go_in_the_heads_too(encoder: str, tmp_path: Path) -> N
     assert torch.equal(all_logits(again, batch), all_logits(model, batch))
 
 
-def test_heads_of_exits_stay_floats() -> None:
+def test_heads_of_exits_stay_floats(with_exits: Models) -> None:
     model = with_exits("bert")
     linears, _ = packable(model, embeddings=True, skip=(), technique="quantize")
     assert linears and not [name for name in linears if name.startswith("exits")]
@@ -160,11 +170,14 @@ def test_heads_of_exits_stay_floats() -> None:
 
 # Rows leave
 
-FAMILY_OF_LABELS = [("bert", 2), ("roberta", 3), ("distilbert", 2), ("electra", 3), ("albert", 3)]
-MODELS = {family: with_exits(family, labels=labels) for family, labels in FAMILY_OF_LABELS}
-WHOLE = {family: all_logits(model.eval(), build_batch(family)).detach() for family, model in MODELS.items()}
+LABELS = {"bert": 2, "roberta": 3, "distilbert": 2, "electra": 3, "albert": 3}
 #: By which no threshold of a test is nearer to what a row has: sums are rounded in another order in another batch.
 MARGIN = 1e-3
+
+
+@pytest.fixture(scope="session")
+def models(with_exits: Models) -> dict[str, nn.Module]:
+    return {family: with_exits(family, labels=labels) for family, labels in LABELS.items()}
 
 
 def alone(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -177,18 +190,24 @@ def alone(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    family=st.sampled_from(sorted(MODELS)),
+    family=st.sampled_from(sorted(LABELS)),
     by=st.sampled_from(["entropy", "probability", "patience"]),
     shares=st.lists(st.one_of(st.floats(0, 1), st.just(NEVER)), min_size=2, max_size=2),
     first=st.integers(0, 12),
     rows=st.integers(1, 16),
 )
 def test_rows_leave_a_batch_as_they_would_leave_alone(
-    family: str, by: By, shares: list[float], first: int, rows: int
+    models: dict[str, nn.Module],
+    tiny_batch: Batches,
+    family: str,
+    by: By,
+    shares: list[float],
+    first: int,
+    rows: int,
 ) -> None:
-    model, whole = MODELS[family], build_batch(family)
+    model, whole = models[family], tiny_batch(family)
     batch = {name: value[first : first + rows] for name, value in whole.items()}
-    said_EBC = WHOLE[family][:, first : first + rows].numpy()
+    said_EBC = all_logits(model, whole)[:, first : first + rows].detach().numpy()
     thresholds = [1 + round(share) if by == "patience" and share != NEVER else share for share in shares]
     if by != "patience":
         assume(np.abs(sureness(by, said_EBC[:-1]) - np.array(thresholds)[:, None]).min() > MARGIN)
@@ -204,8 +223,10 @@ def test_rows_leave_a_batch_as_they_would_leave_alone(
     torch.testing.assert_close(logits_BC, alone_BC, atol=1e-4, rtol=1e-4)
 
 
-def test_layers_run_the_rows_that_are_left_and_their_columns(encoder: str) -> None:
-    model, batch = with_exits(encoder), build_batch(encoder)
+def test_layers_run_the_rows_that_are_left_and_their_columns(
+    encoder: str, with_exits: Models, tiny_batch: Batches
+) -> None:
+    model, batch = with_exits(encoder), tiny_batch(encoder)
     order = batch["attention_mask"].sum(dim=1).argsort(descending=True)
     batch = {name: value[order] for name, value in batch.items()}  # the longest rows first
     said = sureness("probability", all_logits(model, batch)[:1].detach().numpy())[0]
@@ -229,8 +250,8 @@ def test_layers_run_the_rows_that_are_left_and_their_columns(encoder: str) -> No
     assert runs == [16] if anatomy.uses == 1 else [16, 9, 9, 9]
 
 
-def test_no_layer_runs_when_all_have_left() -> None:
-    model, batch = with_exits("bert"), build_batch("bert")
+def test_no_layer_runs_when_all_have_left(with_exits: Models, tiny_batch: Batches) -> None:
+    model, batch = with_exits("bert"), tiny_batch("bert")
     set_thresholds(model, by="probability", thresholds=[0.0, 0.0])
     ran: list[int] = []
     handles = [
@@ -245,8 +266,8 @@ def test_no_layer_runs_when_all_have_left() -> None:
 
 
 @pytest.mark.parametrize("by", ["window", "linear", "nystrom"])
-def test_rows_leave_models_that_attend_otherwise(by: str) -> None:
-    model, batch = with_exits("bert"), build_batch("bert")
+def test_rows_leave_models_that_attend_otherwise(by: str, with_exits: Models, tiny_batch: Batches) -> None:
+    model, batch = with_exits("bert"), tiny_batch("bert")
     for layer in range(4):
         swap_attention(model, layer=layer, by=by, **({"window": 3} if by == "window" else {}))  # type: ignore[arg-type]
     said = sureness("probability", all_logits(model.eval(), batch)[:-1].detach().numpy())

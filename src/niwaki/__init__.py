@@ -19,6 +19,7 @@ _HOME = {
     "Cluster": "techniques.cluster",
     "Distill": "techniques.distill",
     "Drop": "techniques.drop",
+    "Exit": "techniques.exit.technique",
     "Factor": "techniques.factor",
     "Prune": "techniques.prune",
     "Quantize": "techniques.quantize",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from niwaki.techniques.cluster import Cluster as Cluster
     from niwaki.techniques.distill import Distill as Distill
     from niwaki.techniques.drop import Drop as Drop
+    from niwaki.techniques.exit.technique import Exit as Exit
     from niwaki.techniques.factor import Factor as Factor
     from niwaki.techniques.prune import Prune as Prune
     from niwaki.techniques.quantize import Quantize as Quantize

@@ -28,8 +28,8 @@ def sureness(by: By, logits_EBC: Array) -> Array:
         logits_EBC: of the exits so far, the earliest first.
 
     References:
-        Xin et al. 2020, DeeBERT, section 3.2 (entropy); Liu et al. 2020, FastBERT, equation 6 (normalised).
-        Zhou et al. 2020, BERT Loses Patience, section 3.2 (patience).
+        Xin et al. 2020, DeeBERT, section 3.2 (entropy); Liu et al. 2020, FastBERT (normalised).
+        Zhou et al. 2020, BERT Loses Patience (patience).
 
     >>> logits = np.array([[[0.0, 0.0], [5.0, 0.0]], [[0.0, 9.0], [9.0, 0.0]]])
     >>> sureness("patience", logits).tolist()
@@ -45,7 +45,7 @@ def sureness(by: By, logits_EBC: Array) -> Array:
     if by == "probability":
         return np.asarray(np.exp(log_EBC).max(axis=2))
     entropy_EB = -(np.exp(log_EBC) * log_EBC).sum(axis=2)
-    return np.asarray(1 - entropy_EB / np.log(logits.shape[2]))
+    return np.clip(1 - entropy_EB / np.log(logits.shape[2]), 0, 1)
 
 
 def _agreeing(classes_EB: Array) -> Array:

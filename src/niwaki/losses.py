@@ -24,6 +24,23 @@ def soft_targets(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> 
     return divergence * temperature**2
 
 
+def reverse_divergence(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
+    """Return KL(softmax(student) || softmax(teacher)), mean over the batch: it keeps off what the teacher rules out.
+
+    Source: Liu et al. 2020, FastBERT, the loss of self-distillation.
+
+    >>> even, sure = torch.zeros(1, 2), torch.tensor([[0.0, 2.0]])
+    >>> float(reverse_divergence(even, even))
+    0.0
+    >>> round(float(reverse_divergence(even, sure)), 4)  # log 1/2 less the mean of -2.1269 and -0.1269
+    0.4338
+    """
+    student = functional.log_softmax(student_BC.float(), dim=-1)
+    teacher = functional.log_softmax(teacher_BC.float(), dim=-1)
+    divergence: Tensor = functional.kl_div(teacher, student, reduction="batchmean", log_target=True)
+    return divergence
+
+
 def scaled_squares(student_PD: Tensor, teacher_PD: Tensor) -> Tensor:
     """Return the mean square of the difference over the teacher's variance: 0 when equal, about 2 when unrelated.
 

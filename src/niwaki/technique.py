@@ -164,6 +164,9 @@ class Technique(Parameters):
     grain: ClassVar[Grain] = Grain.NONE
     #: Several layers read one weight after it: units are cut for all of them or not at all.
     ties: ClassVar[bool] = False
+    #: It fits something on the selection rows to the model as it then is: a training that it stands in leaves those
+    #: rows alone, and no step may follow the last fit.
+    fits: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:

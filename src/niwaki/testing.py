@@ -43,6 +43,7 @@ def check_technique(
     neutral: Technique | None = None,
     smaller: bool = True,
     beside: Sequence[Technique] = (),
+    before: Sequence[Technique] = (),
     exports: Sequence[str] = ("onnx",),
 ) -> None:
     """Check everything a user relies on of one technique; raise AssertionError with what is broken.
@@ -55,6 +56,7 @@ def check_technique(
         neutral: the same technique with parameters that keep everything, where there are such.
         smaller: whether the technique promises fewer bytes on disk.
         beside: other techniques it may stand with inside one `train`.
+        before: techniques that must have trained before this one can stand as a step of its own.
         exports: formats the result must export to, in agreement with the model.
     """
     context = make_context(base, task, folder)
@@ -63,7 +65,8 @@ def check_technique(
     if neutral is not None:
         check_neutral(neutral, context)
     if technique.can_apply:
-        check_result(technique, technique, context, folder / "apply", smaller, exports)
+        steps = (*((short_train(before, context),) if before else ()), technique)
+        check_result(technique, Steps(steps), context, folder / "apply", smaller, exports)
     if technique.can_accompany:
         together = (technique,)
         check_result(technique, short_train(together, context), context, folder / "train", smaller, exports)
@@ -89,6 +92,19 @@ def fresh(context: Context) -> nn.Module:
 def short_train(together: Sequence[Technique], context: Context) -> Train:
     """Return a training of `STEPS` steps."""
     return Train(together=tuple(together), epochs=STEPS * 8 / len(context.train), batch_size=8, learning_rate=1e-3)
+
+
+class Steps:
+    """Run several steps, one after the other, as one."""
+
+    def __init__(self, steps: Sequence[Any]) -> None:
+        self.steps = steps
+
+    def run(self, model: nn.Module, context: Context) -> nn.Module:
+        """Run them all."""
+        for step in self.steps:
+            model = step.run(model, context)
+        return model
 
 
 def check_parameters(technique: Technique) -> None:

@@ -90,17 +90,16 @@ class Train(Parameters):
     def run(self, model: nn.Module, context: Context) -> nn.Module:
         """Put up the companions, fit, take them down."""
         torch.manual_seed(context.seed)
-        selection: Encoded | None = None
-        if self.best:
-            rows, selection = context.data.selection(context.seed)
-            context = replace(context, data=replace(context.data, train=rows))
+        if self.best or any(technique.fits for technique in self.together):
+            context = replace(context, data=context.data.holding_out(context.seed))
+        selection = context.data.held if self.best else None
         # who cuts nothing watches what trains: it attaches when those that cut have put up what they put up
         places = sorted(range(len(self.together)), key=lambda place: self.together[place].cuts == Grain.NONE)
         attached = {place: self.together[place].accompany(model, context) for place in places}
         companions = [attached[place] for place in range(len(places))]
         _fit(self, model, companions, context.train, selection, context)
-        for companion in companions:
-            model = companion.finish(model)
+        for place in places:  # and it comes down when the others have, and the model is what it will be
+            model = attached[place].finish(model)
         return model.eval()
 
 

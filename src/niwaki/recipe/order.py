@@ -43,6 +43,7 @@ def check(steps: Sequence[Step]) -> None:
             )
     _check_packed(steps)
     _check_tied(steps)
+    _check_fitted(steps)
 
 
 def _check_together(together: Sequence[Technique], place: str) -> None:
@@ -131,6 +132,20 @@ def _check_tied(steps: Sequence[Step]) -> None:
             )
         if any(part.ties for part in _parts(step)):
             tied = index
+
+
+def _check_fitted(steps: Sequence[Step]) -> None:
+    """Refuse a step behind the last one that fits something to the model as it then is."""
+    fitting = [index for index, step in enumerate(steps) if any(part.fits for part in _parts(step))]
+    if fitting and fitting[-1] < len(steps) - 1:
+        name = next(part.name for part in _parts(steps[fitting[-1]]) if part.fits)
+        raise NiwakiError(
+            f"{_label(steps[-1])} changes the model that steps[{fitting[-1]}] ({_label(steps[fitting[-1]])}) was "
+            f"fitted to",
+            expected=f"{name} once more, as the last step: it fits its thresholds to the model that ships",
+            fix=f"- {name}: {{}}",
+            place=f"steps[{len(steps) - 1}]",
+        )
 
 
 def _right_order(steps: Sequence[Step]) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from niwaki.errors import NiwakiError
 from niwaki.report import steps, tables, usage
-from niwaki.report.exits import exits_told
 from niwaki.report.folders import Place, Row, RunFolder, number, read_run, section
 from niwaki.report.headline import headlines
 from niwaki.report.journal import plain_words
+from niwaki.report.left import exits_told
 from niwaki.report.log import factored
 from niwaki.report.page import origin_of, render, write
 from niwaki.report.points import MEAN_LATENCY, latency_of

@@ -1,4 +1,4 @@
-"""Tell where rows left the models with exits, and how right those were about them."""
+"""Tell what texts that leave early cost in quality, and save in layers, as a log of `exit` has it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,75 @@ from collections.abc import Sequence
 
 from niwaki.report import units
 from niwaki.report.folders import Row, number, section
-from niwaki.report.headline import runtime_of
-from niwaki.report.precision import Told
+from niwaki.report.told import Told
 
-HEAD = ("exit", "threshold", "rows", "quality", "base on these rows")
-
-
-def exits_told(rows: Sequence[Row]) -> list[Told]:
-    """Return a table for each record of a model with exits."""
-    return [_told(row) for row in rows if section(row, "exits")]
+MOST = 10
+"""Points of the curve that are told one by one, beside the one that was chosen."""
 
 
-def _told(row: Row) -> Told:
-    exits, metric = section(row, "exits"), section(row, "quality").get("metric")
-    lines = tuple(
-        (
-            "the end" if (layer := number(exit, "layer")) is None else f"after layer {layer:.0f}",
-            units.NONE if (threshold := number(exit, "threshold")) is None else units.figures(threshold),
-            units.percent(number(exit, "share")),
-            *(
-                units.NONE if value is None else units.quality(value, metric)
-                for value in (number(exit, "value"), number(exit, "base_value"))
-            ),
-        )
-        for exit in exits.get("exits", [])
+def told(record: Row) -> Told:
+    """Return the curve as a table, from where no text leaves to where all do at the first exit."""
+    metric, curve, chosen = record.get("metric"), record.get("curve", []), section(record, "chosen")
+    whole = number(curve[0], "quality") if curve else None
+    lines = tuple(_line(point, chosen, whole, metric) for point in thinned(curve, chosen))
+    head = ("threshold", "", "layers run", "leave early", str(metric), "difference")
+    alone = [units.quality(value, metric) for value in record.get("alone", [])]
+    names = [f"after layer {layer}" for layer in record.get("layers", [])]
+    below = [
+        f"By {record.get('by')}, on {record.get('rows')} selection rows, which the thresholds were fitted on.",
+        f"All texts at one head: {units.listed([' '.join(pair) for pair in zip(names, alone, strict=False)])},"
+        f" at the last {alone[-1]}."
+        if alone
+        else "",
+        _asked(record),
+    ]
+    return Told("What leaving early costs", head, lines, 2, " ".join(filter(None, below)))
+
+
+def thinned(curve: Sequence[Row], chosen: Row) -> list[Row]:
+    """Return a few points of a curve, evenly spread over the layers that run, and the one that was chosen.
+
+    >>> points = [{"threshold": 1 - cost, "mean_cost": cost} for cost in (1.0, 0.9, 0.89, 0.5)]
+    >>> [point["mean_cost"] for point in thinned(points, points[2])]
+    [1.0, 0.9, 0.89, 0.5]
+    >>> len(thinned([{"mean_cost": 1 - step / 99} for step in range(100)], {}))
+    11
+    """
+    kept: list[Row] = []
+    for point in curve:
+        last = number(kept[-1], "mean_cost") if kept else None
+        cost = number(point, "mean_cost") or 0.0
+        far = last is None or last - cost >= _span(curve) / MOST - 1e-9
+        if far or point == chosen or point is curve[-1]:
+            kept.append(point)
+    return kept
+
+
+def _span(curve: Sequence[Row]) -> float:
+    costs = [number(point, "mean_cost") or 0.0 for point in curve]
+    return max(costs) - min(costs)
+
+
+def _line(point: Row, chosen: Row, whole: float | None, metric: object) -> tuple[str, ...]:
+    quality, shares = number(point, "quality") or 0.0, point.get("shares") or [1.0]
+    early, threshold = 1 - shares[-1], number(point, "threshold") or 0.0
+    return (
+        "–" if not early else units.figures(threshold),
+        "chosen" if point == chosen else "",
+        units.percent(number(point, "mean_cost")),
+        units.percent(early),
+        units.quality(quality, metric),
+        units.points(None if whole is None else quality - whole, metric),
     )
-    below = (
-        f"Of {number(row, 'quality', 'count') or 0:,.0f} rows, by {exits.get('by')}. Latency is the mean over rows, as it"
-        f" depends on where a row leaves; one call in a hundred took more than"
-        f" {units.seconds(number(row, 'latency_seconds', 'p99'))}."
-    )
-    return Told(f"Where rows left {row['name']} in {runtime_of(row)}", HEAD, lines, 1, below)
+
+
+def _asked(record: Row) -> str:
+    """Write what the thresholds were fitted to."""
+    metric = record.get("metric")
+    if (wanted := number(record, "wanted")) is not None:
+        return f"Asked for: {units.percent(wanted)} of the layers, on average."
+    allowed = f"{units.quality(number(record, 'allowed') or 0.0, metric)} {units.unit(metric)}"
+    if (bound := number(record, "bound")) is not None:
+        sure = units.percent(number(record, "confidence"))
+        return f"Asked for: a loss of {allowed} at most, with {sure} confidence; the bound is {units.figures(bound)}."
+    return f"Asked for: a loss of {allowed} at most on these rows, as counted; on others it can be more."

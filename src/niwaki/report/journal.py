@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from niwaki.exit_rule import NEVER
 from niwaki.report import units
 from niwaki.report.folders import Row, section
 
@@ -38,6 +39,8 @@ KNOWN = {
     "extend_positions",
     "tie_weights",
     "relax_linear",
+    "add_exit",
+    "set_thresholds",
 }
 
 
@@ -96,6 +99,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences += _attention(journal)
     sentences += _factored(journal)
     sentences += _packed(journal)
+    sentences += _exits(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences
 
@@ -245,6 +249,31 @@ def _packed(journal: Sequence[Row]) -> list[str]:
             continue
         counts[key] = counts.get(key, 0) + 1
     return [f"{count} {key.replace('#', 's' * (count != 1))}" for key, count in counts.items()]
+
+
+def _exits(journal: Sequence[Row]) -> list[str]:
+    """Tell after which layers texts may leave, and at what.
+
+    >>> _exits([{"edit": "add_exit", "layer": 2}, {"edit": "add_exit", "layer": 1},
+    ...         {"edit": "keep_layers", "layers": [0, 2, 3]},
+    ...         {"edit": "set_thresholds", "by": "entropy", "thresholds": [0.93]}])
+    ['exit after layer 1, by entropy from 0.930']
+    """
+    layers: list[int] = []
+    by, thresholds = "", []
+    for record in journal:
+        if record.get("edit") == "add_exit":
+            layers = sorted([*layers, record.get("layer", 0)])
+        elif record.get("edit") == "keep_layers":
+            kept = record.get("layers", [])[:-1]
+            layers = [kept.index(layer) for layer in layers if layer in kept]
+        elif record.get("edit") == "set_thresholds":
+            by, thresholds = f", by {record.get('by')}", record.get("thresholds", [])
+    if not layers:
+        return []
+    at = units.listed([units.figures(one) for one in dict.fromkeys(thresholds) if one != NEVER])
+    how = f"{by} from {at}" if at else ", at which no text leaves"
+    return [f"exit{'s' * (len(layers) > 1)} after layer {units.listed(list(map(str, layers)))}{how}"]
 
 
 def _other(record: Row) -> str:

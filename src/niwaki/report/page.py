@@ -10,15 +10,16 @@ from typing import Any
 from niwaki.errors import NiwakiError
 from niwaki.report import steps, tables, units, usage
 from niwaki.report.curves import POINTS, Training, trainings
-from niwaki.report.exits import exits_told
 from niwaki.report.folders import RunFolder, number, section
 from niwaki.report.headline import Headline, headlines
 from niwaki.report.journal import plain_words
+from niwaki.report.left import exits_told
 from niwaki.report.log import durations, factored, notes_of
 from niwaki.report.points import SIZE, latency_of
-from niwaki.report.precision import Told, told_of
+from niwaki.report.precision import told_of
 from niwaki.report.scatter import quality_plot
 from niwaki.report.shares import Shares, shares_of
+from niwaki.report.told import Told
 
 TEMPLATES = Path(__file__).parent / "templates"
 DETAILED = 12

@@ -1,26 +1,15 @@
-"""Tell where the accuracy of a quantized model was lost, and which forms of it were tried."""
+"""Tell where the accuracy of a quantized model was lost, which forms of it were tried, and what exits cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from niwaki.report import units
+from niwaki.report import exits, units
 from niwaki.report.folders import Row, number, section
+from niwaki.report.told import Told
 
 MOST = 12
 """Modules that are told one by one; of more, the worst."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """Hold a small table; the first `words` columns hold words, the others numbers."""
-
-    title: str
-    head: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-    words: int
-    below: str
 
 
 def told_of(log: Sequence[Row]) -> list[Told]:
@@ -32,6 +21,8 @@ def told_of(log: Sequence[Row]) -> list[Told]:
             found.append(_forms(record))
         elif event == "sensitivity":
             found.append(_sensitivity(record, last.get((step, "allowed-drop"), {})))
+        elif event == "exits":
+            found.append(exits.told(record))
     return found
 
 

@@ -137,6 +137,7 @@ class Dataset:
         test: rows for the last word, or None.
         labels: the name of each class id.
         notes: what a reader of the numbers should know about the data, one sentence each.
+        held: the selection rows, where they are held out of `train` already.
     """
 
     train: Encoded | None
@@ -144,6 +145,7 @@ class Dataset:
     test: Encoded | None
     labels: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    held: Encoded | None = None
 
     @property
     def evaluation(self) -> Encoded:
@@ -168,12 +170,19 @@ class Dataset:
         """
         if self.train is None:
             raise NiwakiError("the data have no train split", expected="rows to learn from", fix="add a train.csv")
+        if self.held is not None:
+            return self.train, self.held
         if self.test is not None:
             return self.train, self.validation
         classes = np.zeros(len(self.train), np.int64) if self.train.labels is None else self.train.labels
         held = stratified_rows(classes, min(1000, round(0.05 * len(self.train))), seed)
         rest = np.setdiff1d(np.arange(len(self.train)), held)
         return self.train.select(rest), self.train.select(held, name="selection")
+
+    def holding_out(self, seed: int) -> Dataset:
+        """Return the splits with the selection rows out of `train`, so that none who is given them learns from them."""
+        train, held = self.selection(seed)
+        return replace(self, train=train, held=held)
 
 
 def stratified_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
