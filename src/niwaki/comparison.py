@@ -240,7 +240,8 @@ def _exit_lines(rows: Sequence[Measurement]) -> list[str]:
                 for exit in row.exits.exits
             ]
             lines.append(f"{row.name} in {row.runtime}: {', '.join(ends)}.")
-    return ["", "Latency is the mean over rows: where rows may leave early, it depends on the row.", *lines] if lines else []
+    told = "Latency is the mean over rows: where rows may leave early, it depends on the row."
+    return ["", told, *lines] if lines else []
 
 
 def _cells(row: Measurement) -> list[str]:

@@ -2,8 +2,8 @@
 
 The integers in the saved model are the integers in the artifact: a layer's weight is stored as it is, and the file is
 read back and compared, weight by weight and logit by logit. Every artifact takes `input_ids`, `attention_mask` and,
-where the task has pairs, `token_type_ids`, int64 (B, T) with both free, and gives `logits`, float32 (B, C). A model with
-exits becomes a chain of such files, one a segment.
+where the task has pairs, `token_type_ids`, int64 (B, T) with both free, and gives `logits`, float32 (B, C). A model
+with exits becomes a chain of such files, one a segment.
 """
 
 from __future__ import annotations

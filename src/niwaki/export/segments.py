@@ -97,4 +97,3 @@ class Segments(nn.Module):
             logits_BC, inputs = segment(inputs, attention_mask, token_type_ids)
             found.append(logits_BC)
         return torch.stack([*found, last(inputs, attention_mask)], dim=1)
-

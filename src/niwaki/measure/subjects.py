@@ -145,9 +145,7 @@ def measure_subjects(
             route(worker, own, rows, tick) if worker.rule else _predict(worker, own, rows, kind, tick)
             for worker, own in zip(workers, read, strict=True)
         ]
-        predictions = [
-            found[:, 0] if worker.rule else found for worker, found in zip(workers, answers, strict=True)
-        ]
+        predictions = [found[:, 0] if worker.rule else found for worker, found in zip(workers, answers, strict=True)]
     against = {"base": subjects[base].name, "base_runtime": subjects[base].runtime}
     labels = None if evaluation.labels is None else evaluation.labels[rows]
     records = []

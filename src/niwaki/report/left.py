@@ -33,8 +33,8 @@ def _told(row: Row) -> Told:
         for exit in exits.get("exits", [])
     )
     below = (
-        f"Of {number(row, 'quality', 'count') or 0:,.0f} rows, by {exits.get('by')}. Latency is the mean over rows, as it"
-        f" depends on where a row leaves; one call in a hundred took more than"
+        f"Of {number(row, 'quality', 'count') or 0:,.0f} rows, by {exits.get('by')}. Latency is the mean over rows, as"
+        f" it depends on where a row leaves; one call in a hundred took more than"
         f" {units.seconds(number(row, 'latency_seconds', 'p99'))}."
     )
     return Told(f"Where rows left {row['name']} in {runtime_of(row)}", HEAD, lines, 1, below)

@@ -115,8 +115,7 @@ def _tip(row: Row, measure: Measure) -> str:
     metric = quality.get("metric")
     value = units.quality(number(quality, "value") or 0.0, metric)
     return (
-        f"{row['name']} in {runtime_of(row)}: {measure.write(measure.read(row))},"
-        f" {metric or 'quality'} {value}{spread}"
+        f"{row['name']} in {runtime_of(row)}: {measure.write(measure.read(row))}, {metric or 'quality'} {value}{spread}"
     )
 
 

@@ -15,7 +15,10 @@ COLUMNS = (
     ("runtime", "what executes it"),
     ("size", "bytes of all files the runtime needs, tokenizer apart"),
     ("smaller", "the base's size in the same runtime, divided by this one"),
-    ("latency", "median time of one text at batch 1; the mean, where rows of a model measured together may leave early"),
+    (
+        "latency",
+        "median time of one text at batch 1; the mean, where rows of a model measured together may leave early",
+    ),
     ("faster", "the base's latency in the same runtime, divided by this one"),
     (
         "vs first",

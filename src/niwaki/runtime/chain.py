@@ -65,7 +65,9 @@ class ChainFile:
                 place=str(path),
             )
         if absent := [name for name in names if not path.with_name(name).is_file()]:
-            raise NiwakiError(f"{absent[0]} is not there", expected="every segment", fix="niwaki export RUN", place=str(path))
+            raise NiwakiError(
+                f"{absent[0]} is not there", expected="every segment", fix="niwaki export RUN", place=str(path)
+            )
         return cls(rule, tuple(names), record.get("rows_independent") is True)
 
     def write(self, path: Path) -> None:
