@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from niwaki.anatomy import FAMILIES, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export.audit import audit, weights_in_onnx, weights_in_openvino
-from niwaki.export.chain import Write, write_chain
+from niwaki.export.chain import Write, join_chain, write_chain
 from niwaki.export.onnx_file import write_onnx
 from niwaki.export.openvino_file import write_openvino
 from niwaki.export.parity import Parity, check_rewriting, compare
@@ -37,8 +37,8 @@ def export_onnx(model: nn.Module, examples: Sequence[Batch], path: str | Path) -
         model: a Transformers classifier, its linears and embeddings quantized or not. It is left as it was.
         examples: inputs to check on, (B, T) each, padded ones among them; token types are an input of the artifact
             if the examples have them.
-        path: the .onnx file; of a model with exits chain.json, with a file for each segment beside it. The folder must
-            exist.
+        path: the .onnx file; of a model with exits chain.json, with a file for each segment beside it, or an .onnx file
+            that asks by itself who leaves. The folder must exist.
 
     Returns:
         How well the artifact agrees with the model.
@@ -71,13 +71,17 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
             place=str(path),
         )
     with_exits = exits_of(model) is not None
-    _check_name(model, path)
+    _check_name(model, path, runtime)
     names = _input_names(model, examples)
     batches = [_inputs(batch, names) for batch in examples]
     read = weights_in_onnx if runtime == "onnxruntime" else weights_in_openvino
     with _evaluating(model), torch.no_grad(), _written_aside(path) as draft:
         if with_exits:
-            return write_chain(model, _sample(names), batches, draft, runtime, write, read, place=str(path))
+            chain = file_for(model, draft)
+            parity = write_chain(model, _sample(names), batches, chain, runtime, write, read, place=str(path))
+            if draft != chain:
+                join_chain(model, chain, draft, batches, place=str(path))
+            return parity
         prepared = prepare(model, token_types="token_type_ids" in names).eval()
         check_rewriting(model, prepared, batches)
         with sdpa_kernel(SDPBackend.MATH):  # other kernels of torch ask whether the batch is 1
@@ -91,13 +95,14 @@ def file_for(model: nn.Module, path: Path) -> Path:
     return path if exits_of(model) is None else path.with_name(f"chain{SUFFIX}")
 
 
-def _check_name(model: nn.Module, path: Path) -> None:
-    """Refuse to write one file of a model that becomes several, and the other way round."""
+def _check_name(model: nn.Module, path: Path, runtime: str) -> None:
+    """Refuse to write a chain of a model without exits, and what is neither chain nor ONNX of one with them."""
     with_exits = exits_of(model) is not None
-    if with_exits != (path.suffix == SUFFIX):
+    joined = with_exits and runtime == "onnxruntime" and path.suffix == ".onnx"
+    if with_exits != (path.suffix == SUFFIX) and not joined:
         raise NiwakiError(
             f"{path.name} is to hold a model {'with' if with_exits else 'without'} exits",
-            expected="chain.json of a model with exits, a graph file of any other",
+            expected="chain.json, or one .onnx file, of a model with exits; a graph file of any other",
             fix=str(file_for(model, path) if with_exits else path.with_name("model.onnx")),
         )
 

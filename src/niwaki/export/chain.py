@@ -20,8 +20,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from niwaki.errors import MismatchError
 from niwaki.exit_rule import leaving, sureness
 from niwaki.exiting import all_logits
-from niwaki.export.audit import Weights, audit
-from niwaki.export.parity import FLOAT_TOLERANCE, Batches, Parity, check_rewriting, expectation, judge, logits_of
+from niwaki.export.audit import Weights, audit, weights_in_onnx
+from niwaki.export.one_file import write_one_file
+from niwaki.export.parity import (
+    FLOAT_TOLERANCE,
+    Batches,
+    Parity,
+    check_rewriting,
+    expectation,
+    float_tolerance,
+    judge,
+    logits_of,
+)
 from niwaki.export.segments import Segment, Segments
 from niwaki.layers.linear import QuantizedLinear
 from niwaki.runtime import Worker, open_worker
@@ -132,6 +142,34 @@ def compare_chain(
     expected_NEC, _ = expectation(prepared, runtime, asked)
     _judge_exits(rule, exits_N, asked_NEC, expected_NEC, place)
     return parity
+
+
+def join_chain(model: nn.Module, chain: Path, path: Path, batches: Batches, place: str) -> None:
+    """Write a checked chain as one ONNX file, check that too, and take the chain away.
+
+    Raises:
+        MismatchError: the file lacks integers of the model, or rows leave it with other logits than the chain.
+    """
+    rule = ChainFile.read(chain).rule
+    write_one_file(chain, path)
+    audit(model, weights_in_onnx(path), place)
+    with open_worker(chain, "onnxruntime", threads=1) as worker:
+        every_NEC = _every(worker, batches)
+    with open_worker(path, "onnxruntime", threads=1) as worker:
+        routed = worker.classify([_arrays(batch) for batch in batches])
+    left_NC = torch.cat([torch.from_numpy(logits_BC) for logits_BC, _ in routed])
+    exits_N = np.concatenate([exits_B for _, exits_B in routed])
+    _judge_exits(rule, exits_N, every_NEC, every_NEC, place)
+    expected_NC = _at(every_NEC, exits_N)
+    difference = float((left_NC - expected_NC).abs().max())
+    if not difference <= float_tolerance(expected_NC):
+        raise MismatchError(
+            f"rows leave the joined file with logits that differ from the chain's by {difference:.2g}",
+            expected=f"at most {float_tolerance(expected_NC):.2g}",
+            place=place,
+        )
+    for name in (chain.name, *ChainFile.read(chain).segments):
+        chain.with_name(name).unlink()
 
 
 def _rows(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from niwaki.errors import NiwakiError, closest
 from niwaki.runtime.chain import SUFFIX, ChainFile, open_chain
 from niwaki.runtime.graphs import OPENERS, import_runtime
+from niwaki.runtime.one_file import EXITS, in_one_file
 from niwaki.runtime.rule import Exits
 
 Array = npt.NDArray[Any]
@@ -177,8 +178,9 @@ def _open_graph(path: Path, runtime: str, threads: int, precision: str | None) -
             rows_independent=file.rows_independent,
             exits=chain,
         )
-    graph = OPENERS[runtime](path, threads, precision, ("logits",))
-    return Artifact(path, runtime, graph.inputs, graph.precision, lambda inputs: graph.run(inputs)[0])
+    graph = OPENERS[runtime](path, threads, precision, ("logits", EXITS))
+    exits, run = in_one_file(graph, str(path)), lambda inputs: graph.run(inputs)[0]
+    return Artifact(path, runtime, graph.inputs, graph.precision, run, exits=exits)
 
 
 def _cached(hub_id: str) -> Path:
