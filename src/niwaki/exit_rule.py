@@ -45,7 +45,7 @@ def sureness(by: By, logits_EBC: Array) -> Array:
     if by == "probability":
         return np.asarray(np.exp(log_EBC).max(axis=2))
     entropy_EB = -(np.exp(log_EBC) * log_EBC).sum(axis=2)
-    return np.clip(1 - entropy_EB / np.log(logits.shape[2]), 0, 1)
+    return np.asarray(np.clip(1 - entropy_EB / np.log(logits.shape[2]), 0, 1))
 
 
 def _agreeing(classes_EB: Array) -> Array:

@@ -59,6 +59,8 @@ def technique(one: type[Technique]) -> str:
     ]
     cuts = "nothing, it may stand anywhere" if one.grain == Grain.NONE else f"{one.grain.name.lower()}s"
     facts = [f"Stands: {' or '.join(places)}", f"Cuts: {cuts}"]
+    if one.fits:
+        facts.append("Fits: to the model as it then is; no step may follow the last time")
     return "\n".join([f"{one.name}: {inspect.getdoc(one)}", "", *facts, "", *parameters(one)])
 
 

@@ -22,6 +22,8 @@ from niwaki.errors import NiwakiError
 from niwaki.exit_rule import NEVER, leaving
 from niwaki.exiting import all_logits, all_logits_of, classify
 from niwaki.recipe import Recipe
+from niwaki.report.exits import pictures
+from niwaki.report.precision import told_of
 from niwaki.run import compress
 from niwaki.surgery import add_exit
 from niwaki.task import Dataset, Task
@@ -209,6 +211,30 @@ def test_many_rows_have_few_thresholds() -> None:
     assert 0.4 < np.mean(shares) < 0.6
 
 
+# The report
+
+
+def test_a_curve_is_told_and_drawn() -> None:
+    points = [
+        {"threshold": threshold, "quality": quality, "mean_cost": cost, "shares": [1.5 - 1.5 * cost, 1.5 * cost - 0.5]}
+        for threshold, quality, cost in ((NEVER, 91.0, 1.0), (0.9, 91.5, 0.8), (0.5, 90.0, 0.6), (0.0, 80.0, 1 / 3))
+    ]
+    record = {"event": "exits", "step": "03-exit", "by": "entropy", "metric": "accuracy", "rows": 200, "layers": [1]}
+    record |= {"alone": [80.0, 91.0], "allowed": 1.0, "confidence": None, "chosen": points[2], "curve": points}
+    (table,) = told_of([record])
+    assert table.lines[0] == ("–", "", "100%", "0.0%", "91.00", "0.00")
+    assert table.lines[2] == ("0.500", "chosen", "60.0%", "60.0%", "90.00", "−1.00")
+    assert (
+        "after layer 1 80.00, at the last 91.00" in table.below and "1.00 points at most on these rows" in table.below
+    )
+    (table,) = told_of([{**record, "confidence": 0.95, "bound": 0.87}])
+    assert "with 95.0% confidence; the bound is 0.870" in table.below
+    (table,) = told_of([{**record, "allowed": None, "wanted": 0.6}])
+    assert "Asked for: 60.0% of the layers" in table.below
+    ((step, svg),) = pictures([record, record], "run-0-exits")
+    assert step == "03-exit" and ">chosen<" in svg and "accuracy 90.00 with 60.0% of the layers chosen" in svg
+
+
 # As steps
 
 
@@ -325,6 +351,18 @@ def test_what_is_cut_meanwhile_keeps_its_exits(others: tuple[Any, ...], context:
     assert np.array_equal(all_logits_of(again, rows), said)
 
 
+def test_one_layer_that_runs_again_and_again_has_exits(saved_base: Bases, toy_task: Task, tmp_path: Path) -> None:
+    context = make_context(saved_base("albert", layers=6), toy_task, tmp_path)
+    model = short_train((Exit(mean_cost=0.9), Quantize()), context).run(fresh(context), context)
+    model = Exit(by="probability", mean_cost=0.8).apply(model, context)
+    assert model.exits.layers == (1, 3)  # after the second and the fourth of six runs
+    batch = context.data.evaluation.batch([0])
+    logits_BC, exit_B = classify(model, batch)
+    again = load(save(model, tmp_path / "run"))
+    assert torch.equal(classify(again, batch)[0], logits_BC) and torch.equal(classify(again, batch)[1], exit_B)
+    assert torch.equal(logits_BC[0], all_logits(model, batch)[int(exit_B[0]), 0])
+
+
 def test_steps_of_a_recipe(saved_base: Bases, toy_data: Callable[..., Path], tmp_path: Path) -> None:
     task = Task("text-classification", data=str(toy_data(test=32)))
     recipe = Recipe(
@@ -342,4 +380,4 @@ def test_steps_of_a_recipe(saved_base: Bases, toy_data: Callable[..., Path], tmp
     assert model.exits.by == "patience" and model.exits.thresholds == (1.0,)
     log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     fits = [record for record in log if record.get("event") == "exits"]
-    assert [record["step"] for record in fits] == ["02-train", "04-exit"] and fits[0]["rows"] == 48
+    assert [record["step"] for record in fits] == ["01-train", "03-exit"] and fits[0]["rows"] == 48

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from niwaki.report import units
+from niwaki.report import drawing, units
 from niwaki.report.folders import Row, number, section
 from niwaki.report.told import Told
 
@@ -21,6 +21,7 @@ def told(record: Row) -> Told:
     alone = [units.quality(value, metric) for value in record.get("alone", [])]
     names = [f"after layer {layer}" for layer in record.get("layers", [])]
     below = [
+        f"{record['step']}:" if "step" in record else "",
         f"By {record.get('by')}, on {record.get('rows')} selection rows, which the thresholds were fitted on.",
         f"All texts at one head: {units.listed([' '.join(pair) for pair in zip(names, alone, strict=False)])},"
         f" at the last {alone[-1]}."
@@ -29,6 +30,34 @@ def told(record: Row) -> Told:
         _asked(record),
     ]
     return Told("What leaving early costs", head, lines, 2, " ".join(filter(None, below)))
+
+
+def pictures(log: Sequence[Row], name: str) -> list[tuple[str, str]]:
+    """Return (step, SVG) of each curve in a log; a step that was taken up again counts as it ended.
+
+    Args:
+        log: events.
+        name: what ids begin with.
+    """
+    last = {str(record.get("step", "exit")): record for record in log if record.get("event") == "exits"}
+    return [(step, _draw(record, f"{name}-{index}")) for index, (step, record) in enumerate(last.items())]
+
+
+def _draw(record: Row, name: str) -> str:
+    """Draw the quality over the share of the layers that run, and where it was decided to be."""
+    metric, chosen = str(record.get("metric")), section(record, "chosen")
+    pairs = [(100 * (number(one, "mean_cost") or 0.0), number(one, "quality") or 0.0) for one in record["curve"]]
+    at = 100 * (number(chosen, "mean_cost") or 0.0), number(chosen, "quality") or 0.0
+    with drawing.style():
+        figure = drawing.figure_of(620, 230)
+        axes = figure.subplots()
+        axes.plot(*zip(*pairs, strict=True), color=drawing.SERIES[0], linewidth=1.6, marker="o", markersize=2.5)
+        axes.plot(*at, color=drawing.INK, marker="o", markersize=9, markerfacecolor="none", linestyle="none")
+        axes.annotate("chosen", at, (8, -12), textcoords="offset points", fontsize=9)
+        axes.set_xlabel("layers run, mean, %")
+        axes.set_ylabel(metric)
+        said = f"{metric} {at[1]:.2f} with {at[0]:.1f}% of the layers chosen, {pairs[0][1]:.2f} with all"
+        return drawing.inline_svg(figure, name, "What leaving early costs", said)
 
 
 def thinned(curve: Sequence[Row], chosen: Row) -> list[Row]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from niwaki.exit_rule import NEVER
 from niwaki.report import units
 from niwaki.report.folders import Row, section
 
@@ -271,6 +270,8 @@ def _exits(journal: Sequence[Row]) -> list[str]:
             by, thresholds = f", by {record.get('by')}", record.get("thresholds", [])
     if not layers:
         return []
+    from niwaki.exit_rule import NEVER
+
     at = units.listed([units.figures(one) for one in dict.fromkeys(thresholds) if one != NEVER])
     how = f"{by} from {at}" if at else ", at which no text leaves"
     return [f"exit{'s' * (len(layers) > 1)} after layer {units.listed(list(map(str, layers)))}{how}"]

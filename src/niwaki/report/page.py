@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from niwaki.errors import NiwakiError
-from niwaki.report import steps, tables, units, usage
+from niwaki.report import exits, steps, tables, units, usage
 from niwaki.report.curves import POINTS, Training, trainings
 from niwaki.report.folders import RunFolder, number, section
 from niwaki.report.headline import Headline, headlines
@@ -36,6 +36,7 @@ class Chapter:
     durations: Sequence[tuple[str, str]]
     notes: Sequence[str]
     told: Sequence[Told]
+    exits: Sequence[tuple[str, str]]
     shares: Shares | None
     steps: Sequence[str]
     edits: Sequence[str]
@@ -85,6 +86,7 @@ def chapter(run: RunFolder, name: str, points: int = POINTS) -> Chapter:
         durations=durations(run.log),
         notes=[*notes_of(run.log), *factored(run.log)],
         told=[*told_of(run.log), *exits_told(run.rows)],
+        exits=exits.pictures(run.log, f"{name}-exits"),
         shares=shares_of(run.modules, f"{name}-shares", run.base, run.name),
         steps=steps.steps_in_words(run.recipe),
         edits=plain_words(run.journal),
