@@ -24,7 +24,7 @@ from niwaki.exit_rule import NEVER, leaving, sureness
 from niwaki.exiting import all_logits, classify
 from niwaki.export import chain as chain_export
 from niwaki.export import export_onnx, export_openvino
-from niwaki.export.audit import Weights, audit, weights_in_onnx
+from niwaki.export.audit import Weights, _with_branches, audit, weights_in_onnx
 from niwaki.export.segments import Segments
 from niwaki.runtime import open_artifact, open_worker, size_on_disk
 from niwaki.runtime.chain import ChainFile
@@ -166,6 +166,24 @@ def test_the_chain_is_the_model_exit_by_exit(
         assert np.array_equal(artifact(arrays(batch)), found_BC)
         taken |= set(found_B.tolist())
     assert len(taken) > 1  # rows did part
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", "dynamic"), ("distilbert", "floats")])
+def test_one_file_is_the_chain(tiny_model: Callable[..., nn.Module], family: str, kind: str, tmp_path: Path) -> None:
+    import onnx
+
+    batches = examples(family)
+    model = with_exits(tiny_model(family, layers=4), batches, by="entropy", kind=kind)
+    assert export_onnx(model, batches, tmp_path / "model.onnx").count == 9
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    artifact = open_artifact(tmp_path / "model.onnx", "onnxruntime", threads=1)
+    if kind == "floats":
+        for batch in batches:
+            assert artifact.classify(arrays(batch))[1].tolist() == classify(model, batch)[1].tolist()
+    tensors = [one for graph in _with_branches(onnx.load(artifact.path).graph) for one in graph.initializer]
+    saved = sum(value.numel() for value in model.state_dict().values() if value.dtype == torch.int8)
+    table = anatomy_of(model).embeddings.token_type_embeddings.weight.numel() if saved else 0  # type: ignore[union-attr,operator]
+    assert sum(len(one.raw_data) for one in tensors if one.data_type == onnx.TensorProto.INT8) == saved - table
 
 
 def test_openvino_runs_chains_too(tiny_model: Callable[..., nn.Module], tmp_path: Path) -> None:
@@ -349,11 +367,11 @@ def test_only_rows_near_a_threshold_are_undecided(by: str) -> None:
     assert undecided == near
 
 
-def test_one_file_of_a_model_with_exits_is_refused(
+def test_a_name_of_another_form_is_refused(
     exported: tuple[nn.Module, Path], tiny_model: Callable[..., nn.Module], tmp_path: Path
 ) -> None:
-    with pytest.raises(NiwakiError, match=r"model.onnx is to hold a model with exits[^$]*write: .*chain.json"):
-        export_onnx(exported[0], ragged(), tmp_path / "model.onnx")
+    with pytest.raises(NiwakiError, match=r"model.xml is to hold a model with exits[^$]*write: .*chain.json"):
+        export_openvino(exported[0], ragged(), tmp_path / "model.xml")
     with pytest.raises(NiwakiError, match=r"chain.json is to hold a model without exits[^$]*write: .*model.onnx"):
         export_onnx(tiny_model("bert"), ragged(), tmp_path / "chain.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 
 from niwaki.budget import Budget
 from niwaki.comparison import Comparison
+from niwaki.errors import NiwakiError
 from niwaki.exit_rule import NEVER
+from niwaki.export import one_file
+from niwaki.export.one_file import write_one_file
 from niwaki.measure import Measurement, Subject, measure_subjects
 from niwaki.measure.exits import left_at
 from niwaki.measure.records import Latency
@@ -39,10 +43,10 @@ def write_graph(path: Path, reads: str, gives: bool, swaps: bool) -> Path:
     nodes = [
         helper.make_node("Gather", ["table", reads], ["next_hidden_states"])
         if ids
-        else helper.make_node("Identity", [reads], ["states"]),
+        else helper.make_node("Identity", [reads], ["next_hidden_states"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "last"], ["mask_BT1"]),
-        helper.make_node("Mul", ["next_hidden_states" if ids else "states", "mask_BT1"], ["kept"]),
+        helper.make_node("Mul", ["next_hidden_states", "mask_BT1"], ["kept"]),
         helper.make_node("ReduceSum", ["kept", "tokens"], ["sums"], keepdims=0),
         helper.make_node("MatMul", ["sums", "swap"], ["logits"]),
     ]
@@ -112,6 +116,64 @@ def test_rows_leave_as_worked_out_by_hand(chain: Path) -> None:
     assert exits_B.tolist() == [1, 0, 1]
     assert logits_BC == pytest.approx(np.array([[0.2, 0.0], [5.0, 0.0], [0.3, 0.0]]), abs=1e-6)
     assert artifact.rows_independent
+
+
+def test_one_file_does_what_the_chain_does(chain: Path, tmp_path: Path) -> None:
+    """By every rule, with rows that leave at the first exit, at the second, and at the end."""
+    import onnxruntime
+
+    write_graph(tmp_path / "segment-2.onnx", "hidden_states", gives=False, swaps=False)
+    write_graph(tmp_path / "segment-1.onnx", "hidden_states", gives=True, swaps=True)
+    batch = {
+        "input_ids": np.array([[2, 2, 0], [1, 0, 0], [2, 2, 2], [1, 1, 2], [2, 0, 0]]),
+        "attention_mask": np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]]),
+    }
+    cases = [("patience", pair) for pair in itertools.product((1, 2, NEVER), (1, 2, NEVER))]
+    cases += [
+        (by, pair) for by in ("probability", "entropy") for pair in itertools.product((0.005, 0.56, 0.9), repeat=2)
+    ]
+    met = set()
+    for by, thresholds in cases:
+        segments = [f"segment-{at}.onnx" for at in range(3)]
+        record = {"by": by, "thresholds": thresholds, "layers": [0, 1], "segments": segments}
+        chain.write_text(json.dumps(record))
+        write_one_file(chain, tmp_path / "one.onnx")
+        runner = open_artifact(chain, "onnxruntime", threads=1)
+        session = onnxruntime.InferenceSession(tmp_path / "one.onnx", providers=["CPUExecutionProvider"])
+        assert [port.name for port in session.get_outputs()] == ["logits", "exits"]
+        for rows_of_batch in (slice(None), slice(1, 2), slice(4, 5)):
+            asked = {name: values[rows_of_batch] for name, values in batch.items()}
+            logits_BC, exits_B = session.run(None, asked)
+            expected_BC, expected_B = runner.classify(asked)
+            assert exits_B.tolist() == expected_B.tolist(), (by, thresholds)
+            assert logits_BC == pytest.approx(expected_BC, abs=1e-6)
+            met |= set(exits_B.tolist())
+    assert met == {0, 1, 2}
+    opened = open_artifact(tmp_path / "one.onnx", "onnxruntime", threads=1)
+    assert opened.exits is not None and opened.exits.rule == Rule("entropy", (0.9, 0.9), (0, 1))
+    assert (
+        opened.classify(batch)[1].tolist() == open_artifact(chain, "onnxruntime", threads=1).classify(batch)[1].tolist()
+    )
+    with pytest.raises(NiwakiError, match=r"does not tell what every exit says[^$]*write: chain.json"):
+        opened.exits.every(opened.prepare(batch))
+
+
+def test_one_file_holds_later_segments_in_branches(chain: Path, tmp_path: Path) -> None:
+    write_one_file(chain, tmp_path / "one.onnx")
+    graph = onnx.load(tmp_path / "one.onnx").graph
+    (choice,) = [node for node in graph.node if node.op_type == "If"]
+    branches = {attribute.name: attribute.g for attribute in choice.attribute}
+    assert sum(node.op_type == "MatMul" for node in graph.node) == 1
+    assert sum(node.op_type == "MatMul" for node in branches["else_branch"].node) == 1
+    assert [node.op_type for node in branches["then_branch"].node] == ["Identity", "Identity"]
+
+
+def test_one_file_larger_than_a_protocol_buffer_is_refused(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_file, "LARGEST_FILE_BYTES", 1000)
+    with pytest.raises(NiwakiError, match=r"one.onnx: the segments have 0.0 GB together"):
+        write_one_file(chain, tmp_path / "one.onnx")
 
 
 def test_measured_with_exits(chain: Path, whole: Path, rows: Encoded) -> None:
