@@ -202,7 +202,7 @@ def test_measured_with_exits(chain: Path, whole: Path, rows: Encoded) -> None:
     assert "Latency is the mean over rows" in text
     (table,) = exits_told([json.loads(record.model_dump_json()) for record in (base, early)])
     assert table.lines == (
-        ("after layer 1", "0.9", "50.0%", "100.00", "100.00"),
+        ("after layer 1", "0.900", "50.0%", "100.00", "100.00"),
         ("the end", "–", "50.0%", "16.67", "83.33"),
     )
 

@@ -44,7 +44,7 @@ def _threshold(value: float | None) -> str:
     """Write a threshold; the end has none.
 
     >>> _threshold(0.9), _threshold(NEVER)
-    ('0.9', 'never')
+    ('0.900', 'never')
     """
     if value is None:
         return units.NONE
