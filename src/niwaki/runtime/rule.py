@@ -42,7 +42,8 @@ class Rule:
         Raises:
             NiwakiError: a rule that is not known, or other than one threshold an exit.
         """
-        by, layers, thresholds = (record.get(name) for name in ("by", "layers", "thresholds"))
+        told: list[Any] = [record.get(name) for name in ("by", "layers", "thresholds")]
+        by, layers, thresholds = told
         if by not in get_args(By):
             raise NiwakiError(f"by is {by!r}", expected=f"one of {', '.join(get_args(By))}", place=place)
         if not isinstance(layers, list) or not all(type(layer) is int for layer in layers) or not layers:
