@@ -196,7 +196,7 @@ def _at(logits_NEC: Tensor, exits_N: Array) -> Tensor:
 
 def _of_exits(logits_NEC: Tensor) -> Array:
     """Return the logits (E, N, C) of the exits, without those of the end."""
-    return cast(Array, logits_NEC[:, :-1].transpose(0, 1).numpy())
+    return logits_NEC[:, :-1].transpose(0, 1).numpy()
 
 
 def _leaving(rule: Rule, logits_NEC: Tensor) -> Array:
