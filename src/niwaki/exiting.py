@@ -29,9 +29,7 @@ def require_exits(model: nn.Module) -> Exits:
     """
     exits = exits_of(model)
     if exits is None:
-        raise NiwakiError(
-            "the model has no exits", expected="a model with exits", fix="- train: {together: [exit: {after: 2}]}"
-        )
+        raise NiwakiError("the model has no exits", expected="a model with exits", fix="- train: {together: [exit]}")
     return exits
 
 

@@ -311,6 +311,11 @@ def test_models_that_cannot_have_them(context: Context, tiny_model: Callable[...
         Exit(after=1).check(tiny_model("llama", layers=4))
 
 
+def test_a_cost_below_the_first_exit_is_refused_before_training(context: Context) -> None:
+    with pytest.raises(NiwakiError, match="mean_cost is 0.25, and the first exit stands after 0.5 of the layers"):
+        Exit(after=(1,), mean_cost=0.25).accompany(fresh(context), context)
+
+
 def test_no_step_may_follow_the_last_fit() -> None:
     exits = Train(together=(Exit(),))
     Recipe([exits, Quantize(), Exit()])

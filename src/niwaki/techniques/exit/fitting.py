@@ -20,6 +20,8 @@ Array = npt.NDArray[Any]
 #: Most thresholds that are tried, evenly spread over the rows.
 MOST = 100
 RESAMPLES = 2000
+#: A mean of thirds is rounded otherwise than a third.
+SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,16 @@ def within_cost(points: Sequence[Point], wanted: float) -> Point:
     Raises:
         NiwakiError: even with all rows leaving at the first exit it costs more.
     """
-    for point in points:
-        if point.mean_cost <= wanted + 1e-9:  # a mean of thirds is rounded otherwise than a third
-            return point
-    least = points[-1].mean_cost
-    raise NiwakiError(
-        f"mean_cost is {wanted:g}, and the first exit stands after {least:.3g} of the layers",
-        expected=f"a share of the layers in [{least:.3g}, 1]",
-        fix=f"mean_cost: {(1 + least) / 2:.2g}, or an earlier exit",
-        place="exit",
-    )
+    check_cost(wanted, points[-1].mean_cost)
+    return next(point for point in points if point.mean_cost <= wanted + SLACK)
+
+
+def check_cost(wanted: float, least: float) -> None:
+    """Refuse a mean cost below the one of the first exit."""
+    if wanted + SLACK < least:
+        raise NiwakiError(
+            f"mean_cost is {wanted:g}, and the first exit stands after {least:.3g} of the layers",
+            expected=f"a share of the layers in [{least:.3g}, 1]",
+            fix=f"mean_cost: {(1 + least) / 2:.2g}, or an earlier exit",
+            place="exit",
+        )

@@ -17,11 +17,13 @@ from niwaki.exiting import all_logits_of, require_exits
 from niwaki.layers.exits import exits_of
 from niwaki.surgery import add_exit, set_thresholds
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.exit.fitting import Point, Rows, bound_of, curve_of, within_cost, within_drop
+from niwaki.techniques.exit.fitting import Point, Rows, bound_of, check_cost, curve_of, within_cost, within_drop
 from niwaki.techniques.exit.training import Exiting, Way
 
 #: Points that may be lost where nothing else is said.
 USUAL_DROP = 1.0
+#: Layers from which on there are two exits where nothing else is said.
+FEW = 4
 
 
 class Exit(Technique):
@@ -39,7 +41,7 @@ class Exit(Technique):
 
     Args:
         after: how many exits, spread evenly over the depth; or after which layers: indices from 0, ascending, without
-            the last one. A family that repeats one layer counts its runs. 1 or 2 in 6 layers, 2 or 3 in 12.
+            the last one. A family that repeats one layer counts its runs. By default 2, and 1 in fewer than 4 layers.
         by: what is compared with the threshold. "entropy", 1 less the entropy over that of equal probabilities;
             "probability", the highest one; "patience", the number of heads in a row that agree, which wants many exits.
         training: "joint" trains the model and its heads on the labels, a head's loss weighing as much as its depth is
@@ -73,7 +75,7 @@ class Exit(Technique):
     grain: ClassVar[Grain] = Grain.NONE
     fits: ClassVar[bool] = True
 
-    after: int | tuple[int, ...] = 2
+    after: int | tuple[int, ...] | None = None
     by: By = "entropy"
     training: Way = "joint"
     width: int = Field(64, ge=1)
@@ -83,7 +85,9 @@ class Exit(Technique):
 
     @field_validator("after")
     @classmethod
-    def _at_least_one(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    def _at_least_one(cls, value: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if value is None:
+            return value
         layers = value if isinstance(value, tuple) else (value - 1,)
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0:
             raise ValueError("after is a number of exits from 1, or a list of layers from 0, ascending")
@@ -103,16 +107,16 @@ class Exit(Technique):
         Args:
             depth: number of layers that a text runs through.
 
-        >>> Exit(after=2).spread(6), Exit(after=2).spread(12), Exit(after=1).spread(2)
-        ((1, 3), (3, 7), (0,))
+        >>> Exit().spread(6), Exit().spread(12), Exit().spread(2), Exit(after=3).spread(4)
+        ((1, 3), (3, 7), (0,), (0, 1, 2))
         """
-        layers = self.after
+        layers = (2 if depth >= FEW else 1) if self.after is None else self.after
         if isinstance(layers, int):
             layers = tuple(round((place + 1) * depth / (layers + 1)) - 1 for place in range(layers))
         if layers[-1] >= depth - 1 or len(layers) >= depth:
             most = depth - 1
             raise NiwakiError(
-                f"after is {self.after}",
+                f"after is {self.after}" if most else "an exit in a model of one layer",
                 expected=f"at most {most} exits, after layers in 0..{most - 1}, of a model that has {depth} layers"
                 if most
                 else "a model with more than one layer",
@@ -122,7 +126,7 @@ class Exit(Technique):
         return layers
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model that has no head on the first token, or too few layers, and a cost below the first exit's."""
+        """Refuse a model that has no head on the first token, or too few layers."""
         anatomy = anatomy_of(model)
         if not anatomy.family.first_token or anatomy.head is None:
             raise NiwakiError(
@@ -136,10 +140,12 @@ class Exit(Technique):
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Add the exits that are not there, and let all learn."""
         self.check(model)
-        there = exits_of(model)
-        for layer in self.spread(anatomy_of(model).depth):
+        there, depth = exits_of(model), anatomy_of(model).depth
+        for layer in self.spread(depth):
             if there is None or layer not in there.layers:
                 add_exit(model, layer=layer, width=self.width)
+        if self.mean_cost is not None:  # told before the hours are spent
+            check_cost(self.mean_cost, (require_exits(model).layers[0] + 1) / depth)
 
         def fit(trained: nn.Module) -> nn.Module:
             self.fit(trained, context)
