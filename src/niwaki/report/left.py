@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from niwaki.exit_rule import NEVER
 from niwaki.report import units
 from niwaki.report.folders import Row, number, section
 from niwaki.report.headline import runtime_of
@@ -43,9 +42,11 @@ def _told(row: Row) -> Told:
 def _threshold(value: float | None) -> str:
     """Write a threshold; the end has none.
 
-    >>> _threshold(0.9), _threshold(NEVER)
+    >>> _threshold(0.9), _threshold(1000.0)
     ('0.900', 'never')
     """
+    from niwaki.exit_rule import NEVER
+
     if value is None:
         return units.NONE
     return "never" if value >= NEVER else units.figures(value)
