@@ -119,7 +119,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         str(row.get("name", "")),
         str(row.get("runtime", "")),
         shown(row.get("size_bytes"), "{:.1f} MB", 1e-6),
-        shown(latency.get("median"), "{:.2f} ms", 1e3),
+        shown(latency.get("mean") or latency.get("median"), "{:.2f} ms", 1e3),
         shown(latency.get("p90"), "{:.2f} ms", 1e3),
         shown(ratio.get("median"), "{:.2f}×"),
         shown(row.get("throughput_per_second"), "{:,.0f}"),

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from niwaki.anatomy import anatomy_of, label_names, longest_input, rows_of
 from niwaki.checkpoint import is_run, load, load_tokenizer, weights_hash, write_text
 from niwaki.errors import NiwakiError, closest
-from niwaki.export import Parity, export_onnx, export_openvino, export_safetensors
+from niwaki.export import Parity, export_onnx, export_openvino, export_safetensors, file_for
+from niwaki.layers.exits import exits_of
+from niwaki.runtime import size_on_disk
 
 if TYPE_CHECKING:
     from niwaki.task import Encoded, Task
@@ -50,7 +52,7 @@ def export(run: str | Path | Any, to: str = "onnx", out: str | Path | None = Non
         )
     model = load(folder)
     rows = _rows(folder, model, task)
-    path = Path(out) if out is not None else folder / "artifacts" / FORMATS[to][0]
+    path = Path(out) if out is not None else place_of(model, to, folder / "artifacts")
     write_artifact(model, to, path, examples_of(model, rows))
     _complete(folder, to, path)
     return path
@@ -89,18 +91,30 @@ def artifact_of(
         raise NiwakiError(
             f"there is no export to {to!r}", expected=f"one of {', '.join(FORMATS)}", fix=closest(to, FORMATS)
         )
-    path = artifacts / FORMATS[to][0]
-    record = _parity_file(path)
     model = load(source)
-    digest = weights_hash(model)
+    path, digest = place_of(model, to, artifacts), _digest(model)
+    record = _parity_file(path)
     if path.is_file() and record.is_file():
         kept: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         if kept.pop("weights") == digest:
             return path, kept
     parity = write_artifact(model, to, path, examples_of(model, rows))
     _complete(source, to, path)
-    log({"event": "export", "to": to, "size_bytes": path.stat().st_size, **parity})
+    size_bytes = size_on_disk(path, "openvino" if to == "openvino" else "onnxruntime")
+    log({"event": "export", "to": to, "size_bytes": size_bytes, **parity})
     return path, parity
+
+
+def place_of(model: nn.Module, to: str, artifacts: Path) -> Path:
+    """Return the file, in a folder of artifacts, that an export of the model writes."""
+    path = artifacts / FORMATS[to][0]
+    return path if to == "safetensors" else file_for(model, path)
+
+
+def _digest(model: nn.Module) -> str:
+    """Return what tells a model from any other that would be another artifact."""
+    exits, weights = exits_of(model), weights_hash(model)
+    return weights if exits is None else f"{weights} {exits.by} {list(exits.thresholds)}"
 
 
 def _complete(source: str | Path, to: str, path: Path) -> None:
@@ -113,12 +127,14 @@ def write_artifact(model: nn.Module, to: str, path: Path, examples: list[dict[st
     """Export, check, and write the parity record beside the artifact."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parity = FORMATS[to][1](model, examples, path)
-    values = {
+    values: dict[str, Any] = {
         "agreement": parity.agreement,
         "largest_difference": parity.largest_difference,
         "count": parity.count,
     }
-    write_text(_parity_file(path), json.dumps({"weights": weights_hash(model), **values}))
+    if parity.same_exit is not None:
+        values["same_exit"] = parity.same_exit
+    write_text(_parity_file(path), json.dumps({"weights": _digest(model), **values}))
     return values
 
 

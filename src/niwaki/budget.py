@@ -48,7 +48,7 @@ class Budget(BaseModel):
 
     Args:
         size_bytes: of all files the runtime needs, at most.
-        latency_seconds: median at batch 1, at most.
+        latency_seconds: median at batch 1, at most; the mean, where rows may leave early.
         memory_bytes: peak, at most.
         quality_points: difference to the base in points, at least: -1 allows one point to be lost. Metrics in percent
             have points, those of language models (nats, perplexity) have none.
@@ -103,7 +103,8 @@ class Budget(BaseModel):
         Quality is judged by the measured difference itself, not by the ends of its interval.
         """
         row: Mapping[str, Any] = record if isinstance(record, Mapping) else record.model_dump()
-        latency = (row.get("latency_seconds") or {}).get("median")
+        seconds = row.get("latency_seconds") or {}
+        latency = seconds.get("median") if seconds.get("mean") is None else seconds["mean"]
         quality = row.get("quality") or {}
         misses = [
             _over("size", self.size_bytes, row.get("size_bytes"), show_bytes),

@@ -244,7 +244,21 @@ def _keep(comparison: Comparison, name: str, folder: Path) -> None:
 def as_table(comparison: Comparison) -> str:
     """Return the comparison as a table of plain text."""
     rows = [[row.name, row.runtime, *_cells(row)] for row in comparison.rows]
-    return "\n".join(plain_table(TITLES, rows, words=2))
+    return "\n".join([*plain_table(TITLES, rows, words=2), *_exit_lines(comparison.rows)])
+
+
+def _exit_lines(rows: Sequence[Measurement]) -> list[str]:
+    """Return a line for each model with exits: which share of rows left where; latencies are means then."""
+    lines = []
+    for row in rows:
+        if row.exits:
+            ends = [
+                f"{exit.share:.0%} {'at the end' if exit.layer is None else f'after layer {exit.layer}'}"
+                for exit in row.exits.exits
+            ]
+            lines.append(f"{row.name} in {row.runtime}: {', '.join(ends)}.")
+    told = "Latency is the mean over rows: where rows may leave early, it depends on the row."
+    return ["", told, *lines] if lines else []
 
 
 def _cells(row: Measurement) -> list[str]:
@@ -252,7 +266,7 @@ def _cells(row: Measurement) -> list[str]:
     none = "-"
     return [
         f"{row.size_bytes / 1e6:.1f} MB" if row.size_bytes else none,
-        f"{latency.median * 1e3:.2f} ms" if latency else none,
+        f"{latency.typical * 1e3:.2f} ms" if latency else none,
         f"{ratio.median:.2f}x" if ratio else none,
         f"{row.throughput_per_second:.0f}" if row.throughput_per_second else none,
         f"{row.memory_peak_bytes / 1e6:.0f} MB" if row.memory_peak_bytes else none,

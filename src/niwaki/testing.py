@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of, label_names, longest_input
-from niwaki.artifacts import FORMATS, examples_of, write_artifact
+from niwaki.artifacts import examples_of, place_of, write_artifact
 from niwaki.checkpoint import WEIGHTS, load, load_tokenizer, save, weights_hash
 from niwaki.errors import NiwakiError
 from niwaki.recipe import Recipe
@@ -163,7 +163,7 @@ def check_result(
         now, before = ((place / WEIGHTS).stat().st_size for place in (folder, base_folder))
         assert now < before, f"{technique.name}: {now} bytes on disk, the base has {before}"
     for to in exports:
-        write_artifact(loaded, to, folder / FORMATS[to][0], examples_of(loaded, reading.data.evaluation, 16))
+        write_artifact(loaded, to, place_of(loaded, to, folder), examples_of(loaded, reading.data.evaluation, 16))
 
 
 def check_no_scaffolding(model: nn.Module, technique: Technique) -> None:

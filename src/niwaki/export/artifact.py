@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from niwaki.anatomy import FAMILIES, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export.audit import audit, weights_in_onnx, weights_in_openvino
+from niwaki.export.chain import Write, join_chain, write_chain
 from niwaki.export.onnx_file import write_onnx
 from niwaki.export.openvino_file import write_openvino
 from niwaki.export.parity import Parity, check_rewriting, compare
 from niwaki.export.prepare import prepare
+from niwaki.layers.exits import exits_of
+from niwaki.runtime.chain import SUFFIX
 
 Batch = Mapping[str, Tensor]
-Write = Callable[[nn.Module, dict[str, Tensor], Path], None]
 
 
 def export_onnx(model: nn.Module, examples: Sequence[Batch], path: str | Path) -> Parity:
@@ -35,13 +37,15 @@ def export_onnx(model: nn.Module, examples: Sequence[Batch], path: str | Path) -
         model: a Transformers classifier, its linears and embeddings quantized or not. It is left as it was.
         examples: inputs to check on, (B, T) each, padded ones among them; token types are an input of the artifact
             if the examples have them.
-        path: the .onnx file; the folder must exist.
+        path: the .onnx file; of a model with exits chain.json, with a file for each segment beside it, or an .onnx file
+            that asks by itself who leaves. The folder must exist.
 
     Returns:
         How well the artifact agrees with the model.
 
     Raises:
-        NiwakiError: a weight of the model is not in the file, or the logits differ; nothing is left at `path`.
+        NiwakiError: a weight of the model is not in the file, the logits differ, or rows leave at other exits; nothing
+            is left at `path`.
     """
     return _export(model, examples, Path(path), "onnxruntime", write_onnx)
 
@@ -66,16 +70,41 @@ def _export(model: nn.Module, examples: Sequence[Batch], path: Path, runtime: st
             fix="the PyTorch runtime, which opens the run folder itself",
             place=str(path),
         )
+    with_exits = exits_of(model) is not None
+    _check_name(model, path, runtime)
     names = _input_names(model, examples)
     batches = [_inputs(batch, names) for batch in examples]
     read = weights_in_onnx if runtime == "onnxruntime" else weights_in_openvino
     with _evaluating(model), torch.no_grad(), _written_aside(path) as draft:
+        if with_exits:
+            chain = file_for(model, draft)
+            parity = write_chain(model, _sample(names), batches, chain, runtime, write, read, place=str(path))
+            if draft != chain:
+                join_chain(model, chain, draft, batches, place=str(path))
+            return parity
         prepared = prepare(model, token_types="token_type_ids" in names).eval()
         check_rewriting(model, prepared, batches)
         with sdpa_kernel(SDPBackend.MATH):  # other kernels of torch ask whether the batch is 1
-            write(prepared, _sample(names), draft)
+            write(prepared, _sample(names), draft, ("logits",))
         audit(model, read(draft), place=str(path))
         return compare(model, prepared, draft, runtime, batches, place=str(path))
+
+
+def file_for(model: nn.Module, path: Path) -> Path:
+    """Return the file that an export of the model to `path` writes: of a model with exits chain.json in its folder."""
+    return path if exits_of(model) is None else path.with_name(f"chain{SUFFIX}")
+
+
+def _check_name(model: nn.Module, path: Path, runtime: str) -> None:
+    """Refuse to write a chain of a model without exits, and what is neither chain nor ONNX of one with them."""
+    with_exits = exits_of(model) is not None
+    joined = with_exits and runtime == "onnxruntime" and path.suffix == ".onnx"
+    if with_exits != (path.suffix == SUFFIX) and not joined:
+        raise NiwakiError(
+            f"{path.name} is to hold a model {'with' if with_exits else 'without'} exits",
+            expected="chain.json, or one .onnx file, of a model with exits; a graph file of any other",
+            fix=str(file_for(model, path) if with_exits else path.with_name("model.onnx")),
+        )
 
 
 def _writes_text(model: nn.Module) -> bool:
@@ -139,6 +168,9 @@ def _written_aside(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         draft = Path(folder) / path.name
         yield draft
-        # The file that names the others goes last: it is never there without them.
-        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+        files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+        # The file that names the others goes first and comes last: it is never there with any but its own.
+        if len(files) > 1:
+            path.unlink(missing_ok=True)
+        for written in files:
             written.replace(path.parent / written.name)

@@ -39,6 +39,11 @@ class Weights:
         """Add the rows of one product's weight."""
         self.rows.update(row.tobytes() for row in np.ascontiguousarray(weight_OI))
 
+    def update(self, others: Weights) -> None:
+        """Add those of another file."""
+        self.rows.update(others.rows)
+        self.tables.update(others.tables)
+
     def add_table(self, table_VD: Array) -> None:
         """Add one embedding table."""
         self.tables[np.ascontiguousarray(table_VD).tobytes()] += 1
@@ -97,12 +102,13 @@ def weights_in_onnx(path: Path) -> Weights:
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(path).graph
+    graphs = list(_with_branches(onnx.load(path).graph))
+    nodes = [node for graph in graphs for node in graph.node]
     kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    arrays = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type in kinds}
-    widened = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    arrays = {tensor.name: tensor for graph in graphs for tensor in graph.initializer if tensor.data_type in kinds}
+    widened = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Cast"}
     found = Weights()
-    for node in graph.node:
+    for node in nodes:
         name = node.input[1] if node.op_type in ("MatMul", "MatMulInteger") else ""
         name = widened.get(name, name) if node.op_type == "MatMul" else name
         if name in arrays:
@@ -114,6 +120,14 @@ def weights_in_onnx(path: Path) -> Weights:
         elif node.op_type in ("Gather", "Slice") and node.input[0] in arrays:
             found.add_table(numpy_helper.to_array(arrays[node.input[0]]))
     return found
+
+
+def _with_branches(graph: Any) -> Iterator[Any]:
+    """Yield a graph and those inside its nodes."""
+    yield graph
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.HasField("g"):
+            yield from _with_branches(attribute.g)
 
 
 def _add_blocks(found: Weights, packed: Array, bits: int, width: int | None) -> None:

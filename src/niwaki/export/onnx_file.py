@@ -10,6 +10,7 @@ file itself holds standard operators only.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,18 @@ OPSET = 23
 LARGEST_FILE_BYTES = 2**31 - 2**20
 
 
-def write_onnx(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
-    """Trace a prepared model and write it.
+def write_onnx(
+    prepared: nn.Module, sample: dict[str, Tensor], path: Path, outputs: Sequence[str] = ("logits",)
+) -> None:
+    """Trace a prepared model, or a segment of one, and write it.
 
     Args:
-        prepared: from the inputs of `sample`, in their order, to logits (B, C).
+        prepared: from the inputs of `sample`, in their order, to logits (B, C), and of a segment to hidden states
+            (B, T, D).
         sample: 2 rows or more, at least one of them padded: a size of 1 or a mask of ones would be taken for a
             constant.
         path: the .onnx file.
+        outputs: their names.
     """
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with quiet(), torch.no_grad():
@@ -43,7 +48,7 @@ def write_onnx(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> No
             replaced(prepared, InBlocks),
             tuple(sample.values()),
             input_names=list(sample),
-            output_names=["logits"],
+            output_names=list(outputs),
             dynamic_shapes=(dynamic,) * len(sample),
             opset_version=OPSET,
             custom_translation_table=_translations(),
@@ -122,11 +127,10 @@ def _forget_tracing(model: onnx_ir.Model) -> None:
         value.metadata_props.clear()
         if not value.is_graph_output():
             value.shape = None
-    for value in model.graph.inputs:
-        value.shape = onnx_ir.Shape(["batch", "length"])
-    (logits,) = model.graph.outputs
-    assert logits.shape is not None
-    logits.shape = onnx_ir.Shape(["batch", logits.shape[1]])
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        free = ["batch"] if value.name == "logits" else ["batch", "length"]
+        value.shape = onnx_ir.Shape([*free, *value.shape[len(free) :]])
 
 
 def _keep_norms_apart(model: onnx_ir.Model) -> None:

@@ -11,6 +11,7 @@ saved integers, the activations are finer than the model's own.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,17 @@ from niwaki.export.quiet import quiet
 from niwaki.layers.packed import Packed
 
 
-def write_openvino(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -> None:
-    """Trace a prepared model and write it as `path` (.xml) and the .bin beside it.
+def write_openvino(
+    prepared: nn.Module, sample: dict[str, Tensor], path: Path, outputs: Sequence[str] = ("logits",)
+) -> None:
+    """Trace a prepared model, or a segment of one, and write it as `path` (.xml) and the .bin beside it.
 
     Args:
-        prepared: from the inputs of `sample`, in their order, to logits (B, C).
+        prepared: from the inputs of `sample`, in their order, to logits (B, C), and of a segment to hidden states
+            (B, T, D).
         sample: 2 rows or more, at least one of them padded.
         path: the .xml file.
+        outputs: their names.
     """
     import openvino
 
@@ -39,7 +44,8 @@ def write_openvino(prepared: nn.Module, sample: dict[str, Tensor], path: Path) -
         model = openvino.convert_model(program.run_decompositions(_decompositions()), extension=extensions)
         for port, name in zip(model.inputs, sample, strict=True):
             port.get_tensor().set_names({name})
-        model.output(0).get_tensor().set_names({"logits"})
+        for port, name in zip(model.outputs, outputs, strict=True):
+            port.get_tensor().set_names({name})
         if not any(getattr(module, "activations", "") == "dynamic" for module in prepared.modules()):
             # Else the runtime rounds the inputs of every compressed weight of its own accord.
             model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])

@@ -40,11 +40,13 @@ class Parity:
         agreement: share of examples with the same prediction, 0 to 1.
         largest_difference: of any two logits.
         count: number of examples.
+        same_exit: of a model with exits, the share of examples that leave where they leave the model, 0 to 1.
     """
 
     agreement: float
     largest_difference: float
     count: int
+    same_exit: float | None = None
 
 
 def check_rewriting(model: nn.Module, prepared: nn.Module, batches: Batches) -> None:
@@ -82,22 +84,28 @@ def compare(model: nn.Module, prepared: nn.Module, path: Path, runtime: str, bat
     with open_worker(path, runtime, threads=1, precision=precision) as worker:
         arrays = worker.run([{name: value.numpy() for name, value in batch.items()} for batch in batches])
     artifact_NC = torch.cat([torch.from_numpy(array) for array in arrays])
-    rounded_NC = logits_of(prepared, batches)
-    with activations_in_floats(prepared):
-        floats_NC = logits_of(prepared, batches)
-    with activations_in_floats(prepared, kinds=("dynamic",) if runtime == "openvino" else ()):
-        expected_NC = logits_of(prepared, batches)
+    expected_NC, rounding_NC = expectation(prepared, runtime, batches)
     model_NC = logits_of(model, batches)
     parity = Parity(
         agreement=float((artifact_NC.argmax(-1) == model_NC.argmax(-1)).float().mean()),
         largest_difference=float((artifact_NC - model_NC).abs().max()),
         count=len(model_NC),
     )
-    _judge(artifact_NC, expected_NC, rounding_NC=rounded_NC - floats_NC, parity=parity, place=place)
+    judge(artifact_NC, expected_NC, rounding_NC, parity=parity, place=place)
     return parity
 
 
-def _judge(artifact_NC: Tensor, expected_NC: Tensor, rounding_NC: Tensor, parity: Parity, place: str) -> None:
+def expectation(prepared: nn.Module, runtime: str, batches: Batches) -> tuple[Tensor, Tensor]:
+    """Return the logits (N, ..., C) to be expected of an artifact, and what rounding activations does to them."""
+    rounded_NC = logits_of(prepared, batches)
+    with activations_in_floats(prepared):
+        floats_NC = logits_of(prepared, batches)
+    with activations_in_floats(prepared, kinds=("dynamic",) if runtime == "openvino" else ()):
+        expected_NC = logits_of(prepared, batches)
+    return expected_NC, rounded_NC - floats_NC
+
+
+def judge(artifact_NC: Tensor, expected_NC: Tensor, rounding_NC: Tensor, parity: Parity, place: str) -> None:
     """Raise if an artifact's logits are further from the expected ones than floats and rounding account for."""
     difference_NC = (artifact_NC - expected_NC).abs()
     floor = float_tolerance(expected_NC)

@@ -18,7 +18,7 @@ other model is exported as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -98,18 +98,23 @@ class LeanClassifier(nn.Module):
             )
             for layer in anatomy.layers
         )
-        self.in_full = any(layer.in_full for layer in self.layers)
         self.head = cast("Callable[[Tensor], Tensor]", _Head(model, anatomy.family.name))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """Return logits (B, C)."""
-        hidden_BTD = self.embeddings(input_ids, token_type_ids)
-        mask_B11T = attention_mask.to(torch.bool)[:, None, None, :]
-        # The runtime's attention wants a row of the mask for each query; one expansion serves all layers.
-        mask_B1TT = mask_B11T.expand(-1, -1, input_ids.shape[1], -1) if self.in_full else mask_B11T
-        for layer in self.layers:
-            hidden_BTD = layer(hidden_BTD, mask_B1TT if layer.in_full else mask_B11T)
-        return self.head(hidden_BTD)
+        return self.head(through(self.layers, self.embeddings(input_ids, token_type_ids), attention_mask))
+
+
+def through(layers: Iterable[Any], hidden_BTD: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return hidden states (B, Q, D) behind lean layers, of those (B, T, D) before them and the mask (B, T)."""
+    layers = list(layers)
+    mask_B11T = attention_mask.to(torch.bool)[:, None, None, :]
+    # The runtime's attention wants a row of the mask for each query; one expansion serves all layers.
+    in_full = any(layer.in_full for layer in layers)
+    mask_B1TT = mask_B11T.expand(-1, -1, hidden_BTD.shape[1], -1) if in_full else mask_B11T
+    for layer in layers:
+        hidden_BTD = layer(hidden_BTD, mask_B1TT if layer.in_full else mask_B11T)
+    return hidden_BTD
 
 
 class LeanEmbeddings(nn.Module):

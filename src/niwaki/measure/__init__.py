@@ -1,9 +1,11 @@
 """Measure what ships: size, operations, latency, throughput, memory and quality, each with its conditions.
 
 subjects.py    several artifacts in one run: the entry
+asking.py      what a worker answers about rows
 timing.py      the same inputs, in turns, in an order that chance decides
 quality.py     difference to the base, its interval, McNemar's test
 ablation.py    what a model is worth without each part; ends.py: whether its ends matter more than its middle
+exits.py       where rows leave a model with exits, and how right it is about them
 surprise.py    the same of language models, with a permutation test
 counting.py    parameters, bytes and multiply-accumulates, by part
 conditions.py  the machine, the packages, the inputs

@@ -8,19 +8,32 @@ class _Record(BaseModel):
 
 
 class Latency(_Record):
-    """Hold seconds of one call at batch 1, pooled over all rounds."""
+    """Hold seconds of one call at batch 1, pooled over all rounds.
+
+    Attributes:
+        median, p10, p90, p99: over calls, a row of the evaluation split each.
+        mean: the same, where rows of one of the models measured together may leave early: what a row costs then
+            depends on the row, and it is the mean that a server's load follows. Else None.
+    """
 
     median: float
     p10: float
     p90: float
     p99: float
+    mean: float | None = None
+
+    @property
+    def typical(self) -> float:
+        """Return the seconds to compare by: the mean where there is one, else the median."""
+        return self.median if self.mean is None else self.mean
 
 
 class LatencyRatio(_Record):
     """Say how many times faster than the base at batch 1 (above 1 is faster).
 
     Each round times the base and this artifact on the same inputs, minutes of drift apart at most, and gives
-    one ratio of medians, base over this. These are the median and the spread over rounds.
+    one ratio of medians, base over this; of means, where the latency has one. These are the median and the spread over
+    rounds.
 
     Attributes:
         base: name of the row it is a ratio to.
@@ -71,11 +84,45 @@ class ParityRecord(_Record):
         agreement: share of equal predictions, 0 to 1.
         largest_difference: of logits, absolute.
         count: number of examples compared.
+        same_exit: of a model with exits, the share of examples that leave where they leave the model, 0 to 1.
     """
 
     agreement: float
     largest_difference: float
     count: int | None = None
+    same_exit: float | None = None
+
+
+class ExitRecord(_Record):
+    """Hold what left at one exit, or went to the end.
+
+    Attributes:
+        layer: index of the layer that the exit stands behind; None of the end.
+        threshold: at which a row is sure enough to leave; None of the end.
+        share: of the evaluation rows, 0 to 1.
+        count: number of those rows.
+        value: the task's metric on them alone, in percent; None where there are none.
+        base_value: the base's, on the same rows.
+    """
+
+    layer: int | None
+    threshold: float | None
+    share: float
+    count: int
+    value: float | None
+    base_value: float | None
+
+
+class ExitsRecord(_Record):
+    """Hold where the rows of the evaluation split left a model with exits.
+
+    Attributes:
+        by: what a row's sureness is: "entropy", "probability" or "patience".
+        exits: the earliest first, and the end last.
+    """
+
+    by: str
+    exits: tuple[ExitRecord, ...]
 
 
 class Lengths(_Record):
@@ -141,6 +188,7 @@ class Measurement(_Record):
         throughput_per_second: rows a second at batch 32.
         memory_peak_bytes: peak resident set of a process that holds only this artifact, after batch 1 and
             batch 32.
+        exits: where rows left, of a model with exits.
         quality, parity, conditions: see there.
     """
 
@@ -153,6 +201,7 @@ class Measurement(_Record):
     latency_ratio: LatencyRatio | None = None
     throughput_per_second: float | None = None
     memory_peak_bytes: int | None = None
+    exits: ExitsRecord | None = None
     quality: Quality | None = None
     parity: ParityRecord | None = None
     conditions: Conditions | None = None

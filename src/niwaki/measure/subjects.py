@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki.errors import NiwakiError
+from niwaki.measure.asking import BATCH, MESSAGE_ROWS, Tick, ask_in_batches
 from niwaki.measure.conditions import describe_lengths, machine, versions
+from niwaki.measure.exits import left_at, route
 from niwaki.measure.quality import paired_quality
 from niwaki.measure.records import (
     Conditions,
@@ -41,9 +43,8 @@ from niwaki.task.metrics import outcome_of
 if TYPE_CHECKING:
     from niwaki.task import Encoded
 
-BATCH = 32
-MESSAGE_ROWS = 64
-Tick = Callable[[str], None]
+#: How many times more inputs a round has where a row's latency depends on the row, and it is the mean that counts.
+EXIT_REPEATS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,22 +185,32 @@ def measure_session(
     with ExitStack() as stack:
         tick = stack.enter_context(_progress(_ticks(subjects, evaluation, plan), progress))
         workers = [stack.enter_context(_start(subject, threads, tick)) for subject in subjects]
+        with_exits = any(worker.rule for worker in workers)
+        plan = replace(plan, repeats=plan.repeats * EXIT_REPEATS) if with_exits else plan
         latency_SRI = _time_singles(workers, evaluation, read, plan, seed, kind, tick)
         throughput_SR = _time_batches(workers, evaluation, read, plan, seed, kind, tick)
         memory = [worker.peak_memory() for worker in workers]
         rows = _quality_rows(evaluation, plan, seed)
-        predictions = [_predict(worker, own, rows, kind, tick) for worker, own in zip(workers, read, strict=True)]
+        answers = [
+            route(worker, own, rows, tick) if worker.rule else _predict(worker, own, rows, kind, tick)
+            for worker, own in zip(workers, read, strict=True)
+        ]
+        predictions = [found[:, 0] if worker.rule else found for worker, found in zip(workers, answers, strict=True)]
     against = {"base": subjects[base].name, "base_runtime": subjects[base].runtime}
     labels = None if evaluation.labels is None else evaluation.labels[rows]
     records = []
     for index, (subject, worker, own) in enumerate(zip(subjects, workers, read, strict=True)):
-        ratio = ratio_over_rounds(latency_SRI[base], latency_SRI[index])
+        ratio = ratio_over_rounds(latency_SRI[base], latency_SRI[index], mean=with_exits)
+        exits_N = answers[index][:, 1] if worker.rule else None
+        left = left_at(worker.rule, exits_N, predictions[index], predictions[base], labels, metric)
+        mean = float(latency_SRI[index].mean()) if with_exits else None
         quality = paired_quality(predictions[base], predictions[index], labels, metric, seed=seed)
         timed = {
-            "latency_seconds": Latency(**summarize_seconds(latency_SRI[index])),
+            "latency_seconds": Latency(**summarize_seconds(latency_SRI[index]), mean=mean),
             "latency_ratio": LatencyRatio(**against, **ratio),
             "throughput_per_second": float(np.median(throughput_SR[index])),
             "memory_peak_bytes": memory[index],
+            "exits": left,
             "quality": Quality(split=evaluation.name, **quality),
             "conditions": _conditions(facts, worker, own, plan, threads, seed),
         }
@@ -255,7 +266,10 @@ def _time_singles(
     drawn_RI = draw_rows(rows.lengths, plan.rounds, plan.repeats, seed)
     for worker, own in zip(workers, read, strict=True):
         first_of_length = np.unique(own.lengths[drawn_RI.ravel()], return_index=True)[1]
-        worker.outcomes([pad_rows(own, [row]) for row in drawn_RI.ravel()[first_of_length]], kind)
+        seen = [pad_rows(own, [row]) for row in drawn_RI.ravel()[first_of_length]]
+        worker.outcomes(seen, kind)
+        if worker.rule and worker.runtime == "openvino":  # it compiles by shape, and some may go further than these
+            worker.every(seen)
         tick("warming up")
     batches = [[[pad_rows(own, [row]) for row in drawn_I] for drawn_I in drawn_RI] for own in read]
     return time_in_turns(workers, batches, seed, tick=lambda: tick("latency"))
@@ -283,24 +297,8 @@ def _quality_rows(rows: Encoded, plan: Plan, seed: int) -> npt.NDArray[np.int64]
 
 
 def _predict(worker: Worker, rows: Encoded, chosen: npt.NDArray[np.int64], kind: str, tick: Tick) -> Array:
-    """Return what is kept of the chosen rows' logits: predicted class ids (N,), or surprises (N, 2).
-
-    Artifacts are asked row by row: a dynamically quantized one takes its activation range from the whole
-    batch, so its answer would depend on the neighbours. Where the neighbours are known to play no part (torch
-    in floats) rows go in batches of 32, sorted by length.
-    """
-    size = BATCH if worker.rows_independent else 1
-    order = np.argsort(rows.lengths[chosen], kind="stable")
-    parts = []
-    for start in range(0, len(order), MESSAGE_ROWS):
-        part = order[start : start + MESSAGE_ROWS]
-        batches = [pad_rows(rows, chosen[part[at : at + size]]) for at in range(0, len(part), size)]
-        parts.append(np.concatenate(worker.outcomes(batches, kind)))
-        tick("quality")
-    found = np.concatenate(parts)
-    result = np.empty_like(found)
-    result[order] = found
-    return result
+    """Return what is kept of the chosen rows' logits: predicted class ids (N,), or surprises (N, 2)."""
+    return ask_in_batches(worker, rows, chosen, lambda batches: worker.outcomes(batches, kind), tick)
 
 
 def _conditions(

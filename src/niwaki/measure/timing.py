@@ -82,9 +82,16 @@ def summarize_seconds(seconds: Floats) -> dict[str, float]:
     return {"median": float(median), "p10": float(p10), "p90": float(p90), "p99": float(p99)}
 
 
-def ratio_over_rounds(base_RI: Floats, this_RI: Floats) -> dict[str, float]:
-    """Return median, p10 and p90 over rounds of (base's median in the round) / (this median in the round)."""
-    ratios_R = np.median(base_RI, axis=1) / np.median(this_RI, axis=1)
+def ratio_over_rounds(base_RI: Floats, this_RI: Floats, mean: bool = False) -> dict[str, float]:
+    """Return median, p10 and p90 over rounds of (base's median in the round) / (this median in the round).
+
+    Args:
+        base_RI: seconds of the base.
+        this_RI: of this artifact, on the same inputs.
+        mean: take the mean of a round in the place of its median.
+    """
+    middle = np.mean if mean else np.median
+    ratios_R = middle(base_RI, axis=1) / middle(this_RI, axis=1)
     median, p10, p90 = np.percentile(ratios_R, [50, 10, 90])
     return {"median": float(median), "p10": float(p10), "p90": float(p90)}
 

@@ -12,8 +12,10 @@ from niwaki.report import steps, tables, usage
 from niwaki.report.folders import Place, Row, RunFolder, number, read_run, section
 from niwaki.report.headline import headlines
 from niwaki.report.journal import plain_words
+from niwaki.report.left import exits_told
 from niwaki.report.log import factored
 from niwaki.report.page import origin_of, render, write
+from niwaki.report.points import MEAN_LATENCY, latency_of
 from niwaki.report.precision import told_of
 
 SHOWN = (
@@ -75,7 +77,8 @@ def card_text(run: RunFolder, credits: Mapping[str, Sequence[str]] | None = None
         conditions=[(markdown(what), markdown(value)) for what, value in tables.conditions(run.rows)],
         steps=[markdown(step) for step in steps.steps_in_words(run.recipe)],
         edits=[markdown(edit) for edit in [*plain_words(run.journal), *factored(run.log)]],
-        told=told_of(run.log),
+        told=[*told_of(run.log), *exits_told(run.rows)],
+        middle="mean" if latency_of([run]) is MEAN_LATENCY else "median",
         markdown=markdown,
         recipe=run.recipe.strip(),
         origin=[(markdown(what), markdown(value)) for what, value in origin_of(run)],

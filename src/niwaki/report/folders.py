@@ -78,6 +78,21 @@ def number(row: Row, *keys: str) -> float | None:
     return float(value)
 
 
+def size_of(row: Row) -> float | None:
+    """Return the bytes of all files that a record's runtime needs."""
+    return number(row, "size_bytes")
+
+
+def latency(row: Row) -> float | None:
+    """Return the seconds at batch 1 that records are compared by: the mean where rows may leave early, else the median.
+
+    >>> latency({"latency_seconds": {"median": 0.002}}), latency({"latency_seconds": {"median": 0.002, "mean": 0.003}})
+    (0.002, 0.003)
+    """
+    mean = number(row, "latency_seconds", "mean")
+    return number(row, "latency_seconds", "median") if mean is None else mean
+
+
 def section(row: Row, key: str) -> Row:
     """Return the mapping under a key, or an empty one."""
     value = row.get(key)

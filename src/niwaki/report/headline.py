@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from niwaki.report import units
-from niwaki.report.folders import Row, RunFolder, number, section
+from niwaki.report.folders import Row, RunFolder, latency, number, section, size_of
 
 CLOSE = 1.05
 """Two sizes or times whose ratio is below this are called alike."""
@@ -52,7 +52,7 @@ def headline(rows: Sequence[Row], base: str, own: Sequence[Row]) -> Headline:
         base: name of the base.
         own: records of the model, at least one.
     """
-    best = min(own, key=lambda row: number(row, "latency_seconds", "median") or float("inf"))
+    best = min(own, key=lambda row: latency(row) or float("inf"))
     peer = peer_of(rows, base, best)
     said = [_size(best, peer), _speed(best, peer), _elsewhere(rows, base, best, peer)]
     gains = [text for text in said if text]
@@ -126,7 +126,7 @@ def _size(row: Row, peer: Row | None) -> str:
 
 
 def _speed(row: Row, peer: Row | None) -> str:
-    own, other = number(row, "latency_seconds", "median"), number(peer or {}, "latency_seconds", "median")
+    own, other = latency(row), latency(peer or {})
     times = ratio(other, own)
     if times is None or peer is None:
         return ""
@@ -154,7 +154,7 @@ def first_ratio(rows: Sequence[Row], base: str, row: Row) -> float | None:
     measured = section(row, "latency_ratio")
     if measured.get("base") == base and measured.get("base_runtime") == first.get("runtime"):
         return number(measured, "median")
-    return ratio(number(first, "latency_seconds", "median"), number(row, "latency_seconds", "median"))
+    return ratio(latency(first), latency(row))
 
 
 def runtime_of(row: Row) -> str:
@@ -235,7 +235,7 @@ def _parity(row: Row) -> str:
 
 def _verdict(row: Row, peer: Row | None) -> tuple[bool | None, str]:
     size = ratio(number(peer or {}, "size_bytes"), number(row, "size_bytes"))
-    speed = ratio(number(peer or {}, "latency_seconds", "median"), number(row, "latency_seconds", "median"))
+    speed = ratio(latency(peer or {}), latency(row))
     known = [value for value in (size, speed) if value is not None]
     if not known:
         return None, "nothing to compare with"
@@ -265,16 +265,16 @@ def _tiles(row: Row, peer: Row | None) -> list[tuple[str, str, str, str]]:
     """Return the numbers the eye should meet first."""
     other = peer or {}
     tiles = []
-    for title, keys, write, words in (
-        ("size on disk", ("size_bytes",), units.size, ("smaller", "larger", "the same size")),
+    for title, read, write, words in (
+        ("size on disk", size_of, units.size, ("smaller", "larger", "the same size")),
         (
             f"latency in {runtime_of(row)}",
-            ("latency_seconds", "median"),
+            latency,
             units.seconds,
             ("faster", "slower", "as fast"),
         ),
     ):
-        own, base = number(row, *keys), number(other, *keys)
+        own, base = read(row), read(other)
         times = ratio(base, own)
         if own is not None:
             tiles.append((title, write(own), write(base) if base else "", _times(times, *words) if times else ""))

@@ -13,8 +13,9 @@ from niwaki.report.curves import POINTS, Training, trainings
 from niwaki.report.folders import RunFolder, number, section
 from niwaki.report.headline import Headline, headlines
 from niwaki.report.journal import plain_words
+from niwaki.report.left import exits_told
 from niwaki.report.log import durations, factored, notes_of
-from niwaki.report.points import LATENCY, SIZE
+from niwaki.report.points import SIZE, latency_of
 from niwaki.report.precision import told_of
 from niwaki.report.race import race_told
 from niwaki.report.scatter import quality_plot
@@ -60,6 +61,7 @@ def contents(runs: Sequence[RunFolder]) -> dict[str, Any]:
     groups = tables.comparison(runs)
     rows = [row for run in runs for row in run.rows]
     points = max(40, min(POINTS, 6 * POINTS // len(runs)))
+    drawn = ((latency_of(runs), "latency"), (SIZE, "size"))
     chapters = [chapter(run, f"run-{index}", points) for index, run in enumerate(runs[:DETAILED])]
     return {
         "title": _title(runs),
@@ -69,7 +71,7 @@ def contents(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "words": tables.WORDS,
         "groups": groups,
         "notes": tables.notes(groups, runs),
-        "plots": [plot for plot in (quality_plot(runs, LATENCY, "latency"), quality_plot(runs, SIZE, "size")) if plot],
+        "plots": [plot for measure, name in drawn if (plot := quality_plot(runs, measure, name))],
         "small_print": tables.small_print(rows),
         "chapters": chapters,
         "left_out": [run.name for run in runs[DETAILED:]],
@@ -84,7 +86,7 @@ def chapter(run: RunFolder, name: str, points: int = POINTS) -> Chapter:
         trainings=trainings(run.log, f"{name}-losses", points),
         durations=durations(run.log),
         notes=[*notes_of(run.log), *factored(run.log)],
-        told=[*race_told(run.race), *told_of(run.log)],
+        told=[*race_told(run.race), *told_of(run.log), *exits_told(run.rows)],
         exits=exits.pictures(run.log, f"{name}-exits"),
         shares=shares_of(run.modules, f"{name}-shares", run.base, run.name),
         steps=steps.steps_in_words(run.recipe),

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from niwaki.errors import NiwakiError
 from niwaki.report import drawing, units
-from niwaki.report.folders import Place, Row, RunFolder, number, read_runs
+from niwaki.report.folders import Place, Row, RunFolder, latency, number, read_runs
 from niwaki.report.headline import Headline, headlines, runtime_of
 from niwaki.report.labels import place_labels
-from niwaki.report.points import LATENCY, Point, clipped, distinct_rows, metric_of, points_of
+from niwaki.report.points import Point, clipped, distinct_rows, latency_of, metric_of, points_of
 from niwaki.report.scatter import draw_points
 from niwaki.report.tables import small_print
 
@@ -34,7 +34,8 @@ def picture(folders: Place | Sequence[Place], out: Place) -> Path:
         NiwakiError: nothing measured is there, or the ending is another one.
     """
     runs = read_runs([folders] if isinstance(folders, str | os.PathLike) else folders)
-    points = points_of(runs, LATENCY, label=_long_label, bubbles=True)
+    measure = latency_of(runs)
+    points = points_of(runs, measure, label=_long_label, bubbles=True)
     if not points:
         raise NiwakiError("no record has both a latency and a quality", expected="runs measured on their task")
     said = [line for run in runs for line in headlines(run)]
@@ -43,7 +44,7 @@ def picture(folders: Place | Sequence[Place], out: Place) -> Path:
     with drawing.style():
         figure = drawing.figure_of(720, 440, padding=0.14)
         axes = figure.subplots()
-        draw_points(axes, points, LATENCY, metric_of(runs))
+        draw_points(axes, points, measure, metric_of(runs))
         axes.set_title("")
         _name_legend(axes, runs, points)
         figure.suptitle(title, x=0.022, ha="left", fontsize=15, fontweight="bold")
@@ -97,7 +98,7 @@ def _name_legend(axes: Axes, runs: Sequence[RunFolder], points: Sequence[Point])
 
 
 def _long_label(row: Row) -> str:
-    return f"{runtime_of(row)}\n{units.seconds(number(row, 'latency_seconds', 'median'))}"
+    return f"{runtime_of(row)}\n{units.seconds(latency(row))}"
 
 
 def _bars(points: Sequence[Point]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from niwaki.report import drawing, units
-from niwaki.report.folders import Row, RunFolder, number, section
+from niwaki.report.folders import Row, RunFolder, latency, number, section, size_of
 from niwaki.report.headline import interval_of, runtime_of
 
 
@@ -31,18 +31,22 @@ class Measure:
     """Say which number of a record a plot has on its horizontal axis, and how it is written."""
 
     title: str
-    keys: tuple[str, ...]
+    read: Callable[[Row], float | None]
     ends: tuple[tuple[str, ...], ...]
     write: Callable[[float | None], str]
 
 
 LATENCY = Measure(
-    "median latency at batch 1",
-    ("latency_seconds", "median"),
-    (("latency_seconds", "p10"), ("latency_seconds", "p90")),
-    units.seconds,
+    "median latency at batch 1", latency, (("latency_seconds", "p10"), ("latency_seconds", "p90")), units.seconds
 )
-SIZE = Measure("size on disk", ("size_bytes",), (), units.size)
+MEAN_LATENCY = replace(LATENCY, title="mean latency at batch 1")
+SIZE = Measure("size on disk", size_of, (), units.size)
+
+
+def latency_of(runs: Sequence[RunFolder]) -> Measure:
+    """Return how the latencies of runs are told: as means where rows of one may leave early, else as medians."""
+    early = any(number(row, "latency_seconds", "mean") is not None for run in runs for row in run.rows)
+    return MEAN_LATENCY if early else LATENCY
 
 
 def points_of(
@@ -55,7 +59,7 @@ def points_of(
     markers = markers_of(rows)
     points = []
     for row, is_base in rows:
-        x, y = number(row, *measure.keys), number(row, "quality", "value")
+        x, y = measure.read(row), number(row, "quality", "value")
         if x is None or y is None or x <= 0:
             continue
         ends = [number(row, *keys) for keys in measure.ends]
@@ -111,8 +115,7 @@ def _tip(row: Row, measure: Measure) -> str:
     metric = quality.get("metric")
     value = units.quality(number(quality, "value") or 0.0, metric)
     return (
-        f"{row['name']} in {runtime_of(row)}: {measure.write(number(row, *measure.keys))},"
-        f" {metric or 'quality'} {value}{spread}"
+        f"{row['name']} in {runtime_of(row)}: {measure.write(measure.read(row))}, {metric or 'quality'} {value}{spread}"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from niwaki.report import units
-from niwaki.report.folders import Row, RunFolder, number, section
+from niwaki.report.folders import Row, RunFolder, latency, number, section
 from niwaki.report.headline import first_ratio, interval_of, loss_of, peer_of, ratio, runtime_of, significant
 
 COLUMNS = (
@@ -15,8 +15,11 @@ COLUMNS = (
     ("runtime", "what executes it"),
     ("size", "bytes of all files the runtime needs, tokenizer apart"),
     ("smaller", "the base's size in the same runtime, divided by this one"),
-    ("latency", "median time of one text at batch 1"),
-    ("faster", "the base's median latency in the same runtime, divided by this one"),
+    (
+        "latency",
+        "median time of one text at batch 1; the mean, where rows of a model measured together may leave early",
+    ),
+    ("faster", "the base's latency in the same runtime, divided by this one"),
     (
         "vs first",
         "how many times faster than the base in the runtime it was measured in first, round by round",
@@ -106,8 +109,8 @@ def _line(rows: Sequence[Row], base: str, row: Row) -> Line:
         runtime_of(row),
         units.size(number(row, "size_bytes")),
         units.times(ratio(number(peer, "size_bytes"), number(row, "size_bytes"))),
-        units.seconds(number(row, "latency_seconds", "median")),
-        units.times(ratio(number(peer, "latency_seconds", "median"), number(row, "latency_seconds", "median"))),
+        units.seconds(latency(row)),
+        units.times(ratio(latency(peer), latency(row))),
         units.times(first_ratio(rows, base, row)),
         units.NONE if value is None else units.quality(value, metric),
         units.NONE if is_base and not difference else units.points(difference, metric),

@@ -22,10 +22,13 @@ def snippets(run: RunFolder, folder: str) -> list[tuple[str, str]]:
     """
     told = []
     onnx = next((file for file in run.artifacts if file.endswith(".onnx")), None)
-    if onnx:
+    chain = next((file for file in run.artifacts if file.endswith("chain.json")), None)
+    if chain:
+        told.append(("Where rows may leave early, with niwaki's runner", _chain_code(run, folder, chain)))
+    elif onnx:
         told.append(("ONNX Runtime, with the tokenizer of the run", _onnx_code(run, folder, onnx)))
     openvino = next((file for file in run.artifacts if file.endswith(".xml")), None)
-    if openvino:
+    if openvino and not chain:
         told.append(("OpenVINO", _openvino_code(run, folder, openvino)))
     if run.journal or run.config:
         told.append(("PyTorch, as a Transformers model", _torch_code(run, folder)))
@@ -113,6 +116,17 @@ def _onnx_code(run: RunFolder, folder: str, file: str) -> str:
         f'inputs = tokenizer({_call(run)}, return_tensors="np")',
         "feed = {value.name: inputs[value.name].astype(np.int64) for value in session.get_inputs()}",
         "(logits,) = session.run(None, feed)",
+        "print([labels[index] for index in logits.argmax(-1)])",
+    ]
+    return "\n".join(lines)
+
+
+def _chain_code(run: RunFolder, folder: str, file: str) -> str:
+    lines = _head(run, folder, ["from niwaki.runtime import open_artifact"])
+    runtime = "openvino" if "openvino/" in file else "onnxruntime"
+    lines += [
+        f'artifact = open_artifact(f"{{folder}}/{file}", "{runtime}", threads=1)',
+        f'logits, left_at = artifact.classify(tokenizer({_call(run)}, return_tensors="np"))',
         "print([labels[index] for index in logits.argmax(-1)])",
     ]
     return "\n".join(lines)

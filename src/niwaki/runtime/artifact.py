@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,11 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki.errors import NiwakiError, closest
+from niwaki.runtime.chain import SUFFIX, ChainFile, open_chain
+from niwaki.runtime.graphs import OPENERS, import_runtime
+from niwaki.runtime.one_file import EXITS, in_one_file
+from niwaki.runtime.rule import Exits
 
 Array = npt.NDArray[Any]
 Batch = Mapping[str, Array]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+RUNTIMES: tuple[str, ...] = ("torch", *OPENERS)
 PRECISIONS = {"f32": "f32", "fp32": "f32", "bf16": "bf16"}
 
 
@@ -38,6 +42,7 @@ class Artifact:
         convert: from an int64 array to what the runtime takes.
         rows_independent: whether a row's logits are known not to depend on the other rows of its batch, which
             dynamic quantization makes them do. False means unknown.
+        exits: of an artifact whose rows may leave early; else None.
     """
 
     path: Path
@@ -47,6 +52,7 @@ class Artifact:
     run: Callable[[dict[str, Any]], Array]
     convert: Callable[[Array], Any] = lambda array: array
     rows_independent: bool = False
+    exits: Exits | None = None
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """Return the declared inputs of `batch` (B, T) in the runtime's own type.
@@ -72,12 +78,23 @@ class Artifact:
         """Return the logits (B, C) of a padded batch of integer arrays (B, T)."""
         return self.run(self.prepare(batch))
 
+    def classify(self, batch: Batch) -> tuple[Array, Array]:
+        """Return the logits (B, C), and at which exit each row left, (B,), 0 for the earliest.
+
+        A row that stayed to the end has the number of exits; so without exits every row has 0.
+        """
+        inputs = self.prepare(batch)
+        if self.exits is None:
+            return self.run(inputs), np.zeros(len(batch["input_ids"]), np.int64)
+        return self.exits.classify(inputs)
+
 
 def open_artifact(path: str | Path, runtime: str, threads: int, precision: str | None = None) -> Artifact:
     """Open an artifact with a fixed number of threads.
 
     Args:
-        path: a model folder or hub id for torch, an .onnx file for onnxruntime, an .xml file for openvino.
+        path: a model folder or hub id for torch, an .onnx file for onnxruntime, an .xml file for openvino; of a
+            model with exits, the chain.json of either.
         runtime: one of `RUNTIMES`.
         threads: of one inference, 1 or more.
         precision: "f32" or "bf16" (torch, openvino); None leaves it to the runtime. OpenVINO's own choice is
@@ -96,7 +113,10 @@ def open_artifact(path: str | Path, runtime: str, threads: int, precision: str |
     path = Path(path)
     if not path.exists() and runtime != "torch":  # for torch it may be a hub id, and `load` knows
         raise NiwakiError(f"{path} does not exist", expected=f"an artifact for {runtime}", fix="niwaki export RUN")
-    return _OPENERS[runtime](path, threads, PRECISIONS[precision] if precision else None)
+    precision = PRECISIONS[precision] if precision else None
+    if runtime == "torch":
+        return _open_torch(path, threads, precision)
+    return _open_graph(path, runtime, threads, precision)
 
 
 def installed() -> tuple[str, ...]:
@@ -106,9 +126,11 @@ def installed() -> tuple[str, ...]:
 
 def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:
     """Open a model folder in eager PyTorch."""
-    torch = _import("torch", "")
+    torch = import_runtime("torch", "")
     from niwaki.checkpoint import load
+    from niwaki.layers.exits import exits_of
     from niwaki.layers.linear import QuantizedLinear
+    from niwaki.runtime.torch_exits import TorchExits, rule_of
 
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):  # can be set only once in a process
@@ -124,79 +146,41 @@ def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:
             logits_BC: Array = model(**inputs, **settings).logits.float().numpy()
         return logits_BC
 
+    own = exits_of(model)
+    exits = None if own is None else TorchExits(model, rule_of(own))
     floats = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     in_force = "bf16" if torch.bfloat16 in floats else "f32"
     inputs = tuple(name for name in INPUTS if name in accepted)
     packed = any(isinstance(module, QuantizedLinear) for module in model.modules())
-    return Artifact(path, "torch", inputs, in_force, run, torch.from_numpy, rows_independent=not packed)
+    return Artifact(
+        path,
+        "torch",
+        inputs,
+        in_force,
+        run if exits is None else lambda inputs: exits.classify(inputs)[0],
+        torch.from_numpy,
+        rows_independent=not packed,
+        exits=exits,
+    )
 
 
-def _open_onnxruntime(path: Path, threads: int, precision: str | None) -> Artifact:
-    """Open an ONNX file on ONNX Runtime's own CPU kernels."""
-    onnxruntime = _import("onnxruntime", "onnx")
-    if precision is not None:
-        raise NiwakiError(
-            f"precision is {precision!r}",
-            expected="none: ONNX Runtime computes in the types of the file",
-            fix="precision: null",
+def _open_graph(path: Path, runtime: str, threads: int, precision: str | None) -> Artifact:
+    """Open a graph of ONNX Runtime or OpenVINO, or a chain of them."""
+    if path.suffix == SUFFIX:
+        chain, file = open_chain(path, runtime, threads, precision)
+        first = chain.graphs[0]
+        return Artifact(
+            path,
+            runtime,
+            first.inputs,
+            first.precision,
+            lambda inputs: chain.classify(inputs)[0],
+            rows_independent=file.rows_independent,
+            exits=chain,
         )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Spinning between operators stays on, as in a deployment that changes no defaults. The worker waits for
-    # its end after each block instead (see `worker.settle`).
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    wanted = ["logits" if "logits" in names else names[0]]
-
-    def run(inputs: dict[str, Any]) -> Array:
-        logits_BC: Array = session.run(wanted, inputs)[0]
-        return logits_BC
-
-    inputs = tuple(declared.name for declared in session.get_inputs())
-    return Artifact(path, "onnxruntime", inputs, "as in the file", run)
-
-
-def _open_openvino(path: Path, threads: int, precision: str | None) -> Artifact:
-    """Open an OpenVINO IR (or ONNX) file on OpenVINO's CPU device, one stream."""
-    openvino = _import("openvino", "openvino")
-    # LATENCY means one stream with all the threads: what one request at a time is served best by.
-    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    if precision is not None:
-        settings["INFERENCE_PRECISION_HINT"] = precision
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    output = next((port for port in compiled.outputs if "logits" in port.get_names()), compiled.output(0))
-    request = compiled.create_infer_request()
-
-    def run(inputs: dict[str, Any]) -> Array:
-        # Sharing spares two copies. Every call shares: a copying one after it would fail on a bigger shape.
-        results = request.infer(inputs, share_inputs=True, share_outputs=True)
-        return np.array(results[output])  # the next call overwrites what is shared
-
-    inputs = tuple(port.get_any_name() for port in compiled.inputs)
-    in_force = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    return Artifact(path, "openvino", inputs, in_force, run)
-
-
-_OPENERS: dict[str, Callable[[Path, int, str | None], Artifact]] = {
-    "torch": _open_torch,
-    "onnxruntime": _open_onnxruntime,
-    "openvino": _open_openvino,
-}
-RUNTIMES: tuple[str, ...] = tuple(_OPENERS)
-
-
-def _import(package: str, extra: str) -> Any:
-    """Import a runtime's package, or say how to install it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise NiwakiError(
-            f"{package} cannot be imported ({error})",
-            expected=f"{package} beside niwaki",
-            fix=f"pip install 'niwaki[{extra}]'" if extra else f"pip install {package}",
-        ) from error
+    graph = OPENERS[runtime](path, threads, precision, ("logits", EXITS))
+    exits, run = in_one_file(graph, str(path)), lambda inputs: graph.run(inputs)[0]
+    return Artifact(path, runtime, graph.inputs, graph.precision, run, exits=exits)
 
 
 def _cached(hub_id: str) -> Path:
@@ -213,9 +197,12 @@ def size_on_disk(path: str | Path, runtime: str) -> int:
     """Return the bytes of all files the runtime needs to run the model; the tokenizer is apart.
 
     For torch these are the weights, `config.json` and `journal.jsonl`; for onnxruntime the file and its
-    external data; for openvino .xml and .bin.
+    external data; for openvino .xml and .bin; for a chain all that of every segment, and chain.json.
     """
     path = Path(path)
+    if path.suffix == SUFFIX:
+        segments = ChainFile.read(path).segments
+        return path.stat().st_size + sum(size_on_disk(path.with_name(name), runtime) for name in segments)
     if runtime == "torch":
         path = path if path.exists() else _cached(path.as_posix())
         files = [*path.glob("*.safetensors"), path / "config.json", path / "journal.jsonl"]

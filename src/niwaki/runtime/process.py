@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from niwaki.errors import NiwakiError
 from niwaki.runtime.artifact import Array, Batch
+from niwaki.runtime.rule import Rule
 
 # -P keeps the working folder off the path: a user's `task.py` must not shadow anything.
 COMMAND = (sys.executable, "-P", "-m", "niwaki.runtime")
@@ -41,6 +42,7 @@ class Worker:
         path, runtime: what runs there.
         process, words: the child, and the file its standard error goes to.
         inputs, precision, rows_independent: of the opened artifact, see `Artifact`.
+        rule: by which rows leave, where the artifact has exits.
         memory_baseline_bytes: peak resident bytes before the runtime was imported.
         memory_loaded_bytes: the same once the artifact was open.
     """
@@ -52,6 +54,7 @@ class Worker:
     inputs: tuple[str, ...] = ()
     precision: str = ""
     rows_independent: bool = False
+    rule: Rule | None = None
     memory_baseline_bytes: int = 0
     memory_loaded_bytes: int = 0
     _doing: str = field(default="being started", repr=False)
@@ -67,6 +70,18 @@ class Worker:
         self._doing = "running a batch"
         kept: list[Array] = self._ask("outcomes", batches=list(batches), kind=kind)
         return kept
+
+    def classify(self, batches: Sequence[Batch]) -> list[tuple[Array, Array]]:
+        """Return of each padded batch the logits (B, C), and at which exit each row left, (B,)."""
+        self._doing = "running a batch"
+        found: list[tuple[Array, Array]] = self._ask("classify", batches=list(batches))
+        return found
+
+    def every(self, batches: Sequence[Batch]) -> list[Array]:
+        """Return of each padded batch the logits (E + 1, B, C) of every exit and of the end: no row leaves."""
+        self._doing = "running a batch"
+        logits: list[Array] = self._ask("every", batches=list(batches))
+        return logits
 
     def time(self, batches: Sequence[Batch], warm: Sequence[Batch] = ()) -> list[float]:
         """Return the wall seconds of each batch; `warm` is run before and not recorded."""

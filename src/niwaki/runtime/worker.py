@@ -74,6 +74,7 @@ class Service:
             "inputs": self.artifact.inputs,
             "precision": self.artifact.precision,
             "rows_independent": self.artifact.rows_independent,
+            "rule": self.artifact.exits and self.artifact.exits.rule,
             "memory_baseline_bytes": self.baseline_bytes,
             "memory_loaded_bytes": peak_memory_bytes(),
         }
@@ -87,6 +88,18 @@ class Service:
         """Return what is kept of the logits of each batch: `kind` is a key of `OUTCOMES`."""
         artifact = self._opened()
         return [OUTCOMES[kind](artifact(batch), batch) for batch in batches]
+
+    def classify(self, batches: Sequence[Batch]) -> list[tuple[Any, Any]]:
+        """Return of each batch the logits (B, C), and at which exit each row left, (B,)."""
+        artifact = self._opened()
+        return [artifact.classify(batch) for batch in batches]
+
+    def every(self, batches: Sequence[Batch]) -> list[Any]:
+        """Return of each batch the logits (E + 1, B, C) of every exit and of the end."""
+        artifact = self._opened()
+        if artifact.exits is None:
+            raise NiwakiError("the artifact has no exits", expected="a chain, or a model folder with exits")
+        return [artifact.exits.every(artifact.prepare(batch)) for batch in batches]
 
     def time(self, batches: Sequence[Batch], warm: Sequence[Batch]) -> list[float]:
         """Return the seconds of each batch, after running `warm` unrecorded."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
-from niwaki.export import export_onnx, export_openvino
+from niwaki.export import export_onnx, export_openvino, file_for
 from niwaki.measure.records import Measurement
 from niwaki.measure.subjects import Subject, measure_subjects
 from niwaki.runtime import default_threads, installed
@@ -187,7 +187,7 @@ def _exported(
             continue
         for runtime in runtimes:
             file_name, write = WRITERS[runtime]
-            path = folder / f"{index}-{runtime}" / file_name
+            path = file_for(candidate, folder / f"{index}-{runtime}" / file_name)
             path.parent.mkdir()
             try:
                 write(candidate, examples, path)
@@ -227,7 +227,7 @@ def _measured(subjects: Sequence[Subject], rows: Encoded, context: Context) -> l
 def _tried(record: Measurement) -> Tried:
     quality, latency = record.quality, record.latency_seconds
     assert quality is not None and latency is not None
-    return Tried(record.name, record.runtime, latency.median, record.size_bytes, -quality.difference, quality.interval)
+    return Tried(record.name, record.runtime, latency.typical, record.size_bytes, -quality.difference, quality.interval)
 
 
 def _tell(

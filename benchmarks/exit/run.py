@@ -1,0 +1,150 @@
+"""Early exit by the clock: the same model with and without its exits, in one runtime, on the rows as they come.
+
+    make bench CASE=exit                        everything
+    python benchmarks/exit/run.py floats        this stage alone, with its date and conditions
+
+MiniLM, fine-tuned on SST-2, learns on with two exits, and with itself as it was for a teacher. Thresholds are fitted on
+selection rows, held out of that training, for a drop of half a point; what is lost is counted on the validation rows.
+`int8` quantizes what comes of that and fits the thresholds anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from common import FINE_TUNING, fine_tuned, run_stages, runs_folder, sentiment
+
+from niwaki.anatomy import label_names, longest_input
+from niwaki.artifacts import artifact_of, examples_of
+from niwaki.checkpoint import load, load_tokenizer
+from niwaki.export import export_onnx
+from niwaki.measure import Measurement, Subject, measure_subjects
+from niwaki.measure.asking import BATCH
+from niwaki.measure.timing import pad_rows
+from niwaki.recipe import Recipe
+from niwaki.run import compress
+from niwaki.runtime import default_threads, open_worker
+from niwaki.task import Encoded, Task
+from niwaki.techniques.distill import Distill
+from niwaki.techniques.exit import Exit
+from niwaki.techniques.quantize import Quantize
+from niwaki.train import Train
+
+CASE = "exit"
+RUNTIME = "onnxruntime"
+EXIT = Exit(after=(1, 3), by="entropy", training="joint", allowed_drop=0.5)
+TRAINED = Train(
+    epochs=2, learning_rate=5e-5, batch_size=64, together=(Distill(temperature=2, logits=1, hidden=1), EXIT)
+)
+REFITTED = [Quantize(preset="int8"), Exit(by=EXIT.by, allowed_drop=EXIT.allowed_drop)]
+
+
+def floats() -> tuple[dict[str, Any], list[Any]]:
+    """Train the fine-tuned model with exits and measure it."""
+    task = sentiment()
+    figures, records = judged(made(fine_tuned(task), [TRAINED], task, "floats"), fine_tuned(task), task)
+    return named("exit", figures), records
+
+
+def int8() -> tuple[dict[str, Any], list[Any]]:
+    """Quantize the trained model, fit its thresholds anew and measure it."""
+    task = sentiment()
+    trained = made(fine_tuned(task), [TRAINED], task, "floats")
+    figures, records = judged(made(trained, REFITTED, task, "int8"), fine_tuned(task), task)
+    return named("exit_int8", figures), records
+
+
+def named(prefix: str, figures: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in figures.items()}
+
+
+def made(source: Path, steps: list[Any], task: Task, name: str) -> Path:
+    """Carry out a recipe, or find it carried out; return the run's folder."""
+    return compress(
+        source, Recipe(steps), task, runs_folder(CASE) / name, export=(), measure=False, progress=False
+    ).folder
+
+
+def judged(folder: Path, base: Path, task: Task, quick: bool = False) -> tuple[dict[str, Any], list[Any]]:
+    """Export with and without exits, measure both beside the base, and compare batches with single rows.
+
+    Args:
+        folder: a run with exits.
+        base: the fine-tuned model it was made from.
+        task: what that was fine-tuned on.
+        quick: measure in fewer rounds.
+    """
+    rows = rows_of(folder, task)
+    chain, parity = artifact_of(folder, "onnx", rows, folder / "artifacts")
+    subjects = [
+        Subject(name="without exits", runtime=RUNTIME, path=without_exits(folder, rows)),
+        Subject(name="with exits", runtime=RUNTIME, path=chain, parity=parity),
+        Subject(name="base", runtime=RUNTIME, path=artifact_of(base, "onnx", rows, runs_folder(CASE) / "base")[0]),
+    ]
+    measured = measure_subjects(
+        subjects, rows, task.metric, base=0, threads=default_threads(), quick=quick, progress=False
+    )
+    other_class, other_exit = batched_against_single(chain, rows)
+    figures = {**figures_of(*measured), "batched_disagreements": other_class, "batched_other_exits": other_exit}
+    return figures, [record.model_dump(mode="json") for record in measured]
+
+
+def figures_of(whole: Measurement, early: Measurement, base: Measurement) -> dict[str, Any]:
+    """Return the figures of a model, measured without and with its exits; `base` is what it was trained from."""
+    return {
+        "mean_latency_ratio": whole.latency_seconds.mean / early.latency_seconds.mean,
+        "p99_latency_ratio": whole.latency_seconds.p99 / early.latency_seconds.p99,
+        "mean_latency_ratio_to_base": base.latency_seconds.mean / early.latency_seconds.mean,
+        "drop": -early.quality.difference,
+        "drop_from_base": base.quality.value - early.quality.value,
+        "batch_throughput_ratio": early.throughput_per_second / whole.throughput_per_second,
+        "left_early": 1 - early.exits.exits[-1].share,
+    }
+
+
+def rows_of(folder: Path, task: Task) -> Encoded:
+    """Return the validation rows as the model of a folder reads them."""
+    model, tokenizer = load(folder), load_tokenizer(folder)
+    return task.encode(tokenizer, longest_input(model, tokenizer, task.max_length), label_names(model)).evaluation
+
+
+def without_exits(folder: Path, rows: Encoded) -> Path:
+    """Export the same model as if it had no exits; return its file."""
+    model, path = load(folder), folder / "without-exits.onnx"
+    del model.exits
+    export_onnx(model, examples_of(model, rows), path)
+    return path
+
+
+def batched_against_single(chain: Path, rows: Encoded) -> tuple[int, int]:
+    """Return how many of all rows have another class, and another exit, in a batch of 32 than alone.
+
+    Batches are cut from the rows as they come, so that lengths are mixed: both padding and rows that leave play a part.
+    """
+    with open_worker(chain, RUNTIME, threads=default_threads()) as worker:
+        alone_N2, batched_N2 = (
+            np.concatenate(
+                [
+                    np.stack([logits_BC.argmax(axis=1), exits_B], axis=1)
+                    for logits_BC, exits_B in worker.classify(
+                        [pad_rows(rows, range(at, min(at + size, len(rows)))) for at in range(0, len(rows), size)]
+                    )
+                ]
+            )
+            for size in (1, BATCH)
+        )
+    other_class, other_exit = (alone_N2 != batched_N2).sum(axis=0)
+    return int(other_class), int(other_exit)
+
+
+STAGES = {"floats": floats, "int8": int8}
+
+
+if __name__ == "__main__":
+    told = {"fine_tuning": FINE_TUNING, "exit": EXIT.model_dump(mode="json")}
+    run_stages(CASE, STAGES, sys.argv[1:], told)
