@@ -39,7 +39,13 @@ CASE = "exit"
 RUNTIME = "onnxruntime"
 EXIT = Exit(after=(1, 3), by="entropy", training="joint", allowed_drop=0.5)
 TRAINED = Train(
-    epochs=2, learning_rate=5e-5, batch_size=64, together=(Distill(temperature=2, logits=1, hidden=1), EXIT)
+    epochs=1,
+    learning_rate=1e-4,
+    batch_size=64,
+    schedule="constant",
+    average=0.998,
+    dropout=0.0,
+    together=(Distill(temperature=2, logits=1, hidden=1), EXIT),
 )
 REFITTED = [Quantize(preset="int8"), Exit(by=EXIT.by, allowed_drop=EXIT.allowed_drop)]
 
