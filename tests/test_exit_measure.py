@@ -23,6 +23,7 @@ from niwaki.measure.timing import ratio_over_rounds
 from niwaki.report.folders import RunFolder, latency
 from niwaki.report.left import exits_told
 from niwaki.report.points import latency_of
+from niwaki.report.usage import snippets
 from niwaki.runtime import open_artifact, size_on_disk
 from niwaki.runtime.rule import Rule
 from niwaki.task import Encoded
@@ -230,6 +231,16 @@ def test_a_ratio_of_means_within_a_round() -> None:
     this_RI = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
     assert ratio_over_rounds(base_RI, this_RI, mean=True)["median"] == 2.5
     assert ratio_over_rounds(base_RI, this_RI)["median"] == 2.0
+
+
+def test_a_run_with_a_chain_shows_how_to_run_it() -> None:
+    """The code compiles, opens the chain, and no segment is taken for the model."""
+    for folder, runtime in (("artifacts", "onnxruntime"), ("artifacts/openvino", "openvino")):
+        files = tuple(f"{folder}/{name}" for name in ("chain.json", "segment-0.onnx", "segment-0.xml"))
+        run = RunFolder(path=Path("runs/early"), name="early", base="", rows=(), modules={}, artifacts=files)
+        ((title, code),) = snippets(run, "runs/early")
+        compile(code, title, "exec")
+        assert f'open_artifact(f"{{folder}}/{folder}/chain.json", "{runtime}", threads=1)' in code
 
 
 def test_budgets_and_reports_go_by_the_mean() -> None:
