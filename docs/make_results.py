@@ -67,12 +67,13 @@ def section(file: Path) -> str:
         flat = {key: value for key, value in figures.items() if not is_table(value)}
         parts.append(table(("figure", "value"), [(words(key), number(value)) for key, value in flat.items()]))
         parts += [lines(key, value) for key, value in figures.items() if is_table(value)]
-    for title, rows in comparisons(result):
-        parts.append("\n\n".join([*title, comparison(rows)]))
-    told = conditions(result)
-    brief = [f"{words(key)}: {text}" for key, text in told.items() if "\n" not in text]
-    if brief:
-        parts.append(f"**Conditions.** {'; '.join(brief)}.")
+    found = comparisons(result)
+    for title, rows in found:
+        told = [in_brief("", machine_of(rows))] if len(found) > 1 else []
+        parts.append("\n\n".join([*title, comparison(rows), *filter(None, told)]))
+    told = conditions(result, found[0][1] if len(found) == 1 else [])
+    if brief := in_brief("**Conditions.** ", told):
+        parts.append(brief)
     long = {key: text for key, text in told.items() if "\n" in text}
     parts += [f"**{words(key).capitalize()}**\n\n```yaml\n{text.rstrip()}\n```" for key, text in long.items()]
     return "\n\n".join(parts)
@@ -81,12 +82,17 @@ def section(file: Path) -> str:
 def comparisons(result: Mapping[str, Any]) -> list[tuple[list[str], list[Mapping[str, Any]]]]:
     """Return each list of measurement rows of a result, with its title where it has one.
 
-    A case may keep `rows` beside its figures, or comparisons (`{"base", "rows"}`) under names in `records`.
+    A case may keep `rows` beside its figures, or comparisons (`{"base", "rows"}`) under names in `records`; rows may
+    name their stage, and a stage whose records are of another kind has its figures alone.
     """
     found = [([], result["rows"])] if is_rows(result.get("rows")) else []
     records = result.get("records")
-    if is_rows(records):
-        found.append(([], records))
+    if isinstance(records, list):
+        stages = dict.fromkeys(row.get("stage") for row in records if isinstance(row, Mapping))
+        for stage in stages:
+            own = [row for row in records if isinstance(row, Mapping) and row.get("stage") == stage]
+            if is_rows(own):
+                found.append(([f"### {words(stage)}"] if stage else [], own))
     if isinstance(records, Mapping):
         if is_rows(records.get("rows")):
             found.append(([], records["rows"]))
@@ -130,12 +136,25 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def conditions(result: Mapping[str, Any]) -> dict[str, str]:
+def machine_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the machine's conditions from the first row that has them, as words."""
+    machine = next((row["conditions"] for row in rows if isinstance(row.get("conditions"), Mapping)), {})
+    return {key: text for key, value in machine.items() if (text := plain(value))}
+
+
+def in_brief(before: str, told: Mapping[str, str]) -> str:
+    """Return conditions of a line each as one sentence, or nothing."""
+    brief = [f"{words(key)}: {text}" for key, text in told.items() if "\n" not in text]
+    return f"{before}{'; '.join(brief)}." if brief else ""
+
+
+def conditions(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return the conditions of a result, and the machine's from its first row, as words."""
     told = result.get("conditions")
-    rows = [row for _, found in comparisons(result) for row in found]
-    machine = next((row["conditions"] for row in rows if isinstance(row.get("conditions"), Mapping)), {})
-    merged = {**machine, **(told if isinstance(told, Mapping) else {})}
+    merged: dict[str, Any] = {**machine_of(rows), **(told if isinstance(told, Mapping) else {})}
+    if isinstance(stages := merged.pop("stages", None), Mapping):  # each has a date; the rest is said once
+        merged |= {key: value for stage in stages.values() for key, value in stage.items()}
+        merged["date"] = ", ".join(f"{name} {stage.get('date')}" for name, stage in stages.items())
     return {key: text for key, value in merged.items() if (text := plain(value))}
 
 
