@@ -50,7 +50,7 @@ TRAINED = Train(
     dropout=0.0,
     together=(Distill(temperature=2, logits=1, hidden=1), EXIT),
 )
-FITTED = Exit(by=EXIT.by, allowed_drop=EXIT.allowed_drop)
+FITTED = Exit(by=EXIT.by, allowed_drop=EXIT.allowed_drop, confidence=0.9)
 
 
 def floats() -> tuple[dict[str, Any], list[Any]]:

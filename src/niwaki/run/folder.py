@@ -20,6 +20,7 @@ from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
 from niwaki.parts import Parts, layout_of
 from niwaki.recipe import Recipe
+from niwaki.surgery import edits_told
 from niwaki.task import Dataset, Task
 
 
@@ -75,9 +76,9 @@ class Run:
 
 
 def save_result(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write the model into the run folder, unless these very weights are there already."""
+    """Write the model into the run folder, unless this very model is there already."""
     stamp = folder / ".weights"
-    digest = weights_hash(model)
+    digest = weights_hash(model) + edits_told(model)
     if (folder / WEIGHTS).is_file() and stamp.is_file() and stamp.read_text() == digest:
         return
     stamp.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from niwaki.report import card
 from niwaki.run.folder import Run, base_record, link_result, logger, refuse_other_content, save_result
 from niwaki.run.steps import carry_out, step_folders
 from niwaki.runtime import default_threads
+from niwaki.surgery import edits_told
 from niwaki.task import Task
 from niwaki.teacher import cache_folder
 from niwaki.technique import Context, Grain
@@ -168,9 +170,12 @@ def _folder_of(base: nn.Module | str | Path) -> str:
     if not isinstance(base, nn.Module):
         return str(base)
     source = str(base.config._name_or_path)  # type: ignore[union-attr]
-    if weights_hash(load(source)) == weights_hash(base):
+    digest = weights_hash(base) + edits_told(base)
+    there = load(source)
+    if weights_hash(there) + edits_told(there) == digest:
         return source
-    return str(save(base, cache_folder() / "bases" / weights_hash(base)[:20], load_tokenizer(source)))
+    name = hashlib.sha256(digest.encode()).hexdigest()[:20]
+    return str(save(base, cache_folder() / "bases" / name, load_tokenizer(source)))
 
 
 def carry_out_into(

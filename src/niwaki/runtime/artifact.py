@@ -89,7 +89,9 @@ class Artifact:
         return self.exits.classify(inputs)
 
 
-def open_artifact(path: str | Path, runtime: str, threads: int, precision: str | None = None) -> Artifact:
+def open_artifact(
+    path: str | Path, runtime: str, threads: int, precision: str | None = None, alone: bool = False
+) -> Artifact:
     """Open an artifact with a fixed number of threads.
 
     Args:
@@ -100,6 +102,8 @@ def open_artifact(path: str | Path, runtime: str, threads: int, precision: str |
         precision: "f32" or "bf16" (torch, openvino); None leaves it to the runtime. OpenVINO's own choice is
             bf16 wherever the processor has it, which changes results in silence, so `Artifact.precision` says
             what is in force.
+        alone: nothing else in this process is to use the runtime. A chain is faster then, on two threads and more: in
+            ONNX Runtime its segments have their threads in common, and sessions with threads of their own are refused.
 
     Raises:
         NiwakiError: the runtime is unknown or not installed, the path is not there, or the precision means
@@ -116,7 +120,7 @@ def open_artifact(path: str | Path, runtime: str, threads: int, precision: str |
     precision = PRECISIONS[precision] if precision else None
     if runtime == "torch":
         return _open_torch(path, threads, precision)
-    return _open_graph(path, runtime, threads, precision)
+    return _open_graph(path, runtime, threads, precision, alone)
 
 
 def installed() -> tuple[str, ...]:
@@ -164,10 +168,10 @@ def _open_torch(path: Path, threads: int, precision: str | None) -> Artifact:
     )
 
 
-def _open_graph(path: Path, runtime: str, threads: int, precision: str | None) -> Artifact:
+def _open_graph(path: Path, runtime: str, threads: int, precision: str | None, alone: bool) -> Artifact:
     """Open a graph of ONNX Runtime or OpenVINO, or a chain of them."""
     if path.suffix == SUFFIX:
-        chain, file = open_chain(path, runtime, threads, precision)
+        chain, file = open_chain(path, runtime, threads, precision, alone)
         first = chain.graphs[0]
         return Artifact(
             path,
@@ -178,7 +182,7 @@ def _open_graph(path: Path, runtime: str, threads: int, precision: str | None) -
             rows_independent=file.rows_independent,
             exits=chain,
         )
-    graph = OPENERS[runtime](path, threads, precision, ("logits", EXITS))
+    graph = OPENERS[runtime](path, threads, precision, ("logits", EXITS), "own")
     exits, run = in_one_file(graph, str(path)), lambda inputs: graph.run(inputs)[0]
     return Artifact(path, runtime, graph.inputs, graph.precision, run, exits=exits)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from niwaki.errors import NiwakiError
-from niwaki.runtime.graphs import OPENERS, Graph
+from niwaki.runtime.graphs import OPENERS, Graph, Pool, common_threads
 from niwaki.runtime.rule import Rule
 
 Array = npt.NDArray[Any]
@@ -137,15 +137,25 @@ def _without_padding(mask_RT: Array, hidden_RTD: Array) -> tuple[Array, Array]:
     return np.ascontiguousarray(mask_RT[:, :length]), np.ascontiguousarray(hidden_RTD[:, :length])
 
 
-def open_chain(path: Path, runtime: str, threads: int, precision: str | None) -> tuple[Chain, ChainFile]:
+def open_chain(path: Path, runtime: str, threads: int, precision: str | None, alone: bool) -> tuple[Chain, ChainFile]:
     """Open every segment of a chain in one runtime, with the same number of threads.
+
+    Args:
+        path: `chain.json`.
+        runtime: "onnxruntime" or "openvino".
+        threads: of one inference.
+        precision: as for a graph.
+        alone: nothing else in this process uses the runtime, and the segments may have their threads in common.
 
     Raises:
         NiwakiError: the file is no chain, or a segment takes or gives other than its place asks for.
     """
     file = ChainFile.read(path)
     wanted = ("logits", HANDED_ON)
-    graphs = tuple(OPENERS[runtime](path.with_name(name), threads, precision, wanted) for name in file.segments)
+    if alone and runtime == "onnxruntime":
+        common_threads(threads)
+    pool: Pool = "common" if alone else "resting"
+    graphs = tuple(OPENERS[runtime](path.with_name(name), threads, precision, wanted, pool) for name in file.segments)
     for index, (name, graph) in enumerate(zip(file.segments, graphs, strict=True)):
         outputs = wanted if index < len(graphs) - 1 else wanted[:1]
         if graph.outputs != outputs or (index > 0 and sorted(graph.inputs) != [MASK, TAKEN]):

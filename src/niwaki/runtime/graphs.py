@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,20 @@ class Graph:
     run: Callable[[Mapping[str, Any]], Sequence[Array]]
 
 
-def open_onnxruntime(path: Path, threads: int, precision: str | None, wanted: Sequence[str]) -> Graph:
+#: Whose threads a graph computes on: its own; its own, which rest as soon as a call has ended; or those that all graphs
+#: of the process have in common. Threads of ONNX Runtime spin for a while after a call, and would take the cores from
+#: the graph that is next: a chain of three is four times slower then.
+Pool = Literal["own", "resting", "common"]
+
+
+def common_threads(threads: int) -> None:
+    """Make the threads that all graphs of ONNX Runtime in this process compute on; none may have its own then."""
+    import_runtime("onnxruntime", "onnx").set_global_thread_pool_sizes(threads, 1)
+
+
+def open_onnxruntime(
+    path: Path, threads: int, precision: str | None, wanted: Sequence[str], pool: Pool = "own"
+) -> Graph:
     """Open an ONNX file on ONNX Runtime's own CPU kernels.
 
     Args:
@@ -43,6 +56,7 @@ def open_onnxruntime(path: Path, threads: int, precision: str | None, wanted: Se
         threads: of one inference.
         precision: None; the runtime computes in the types of the file.
         wanted: outputs that are to be given where the graph has them; its first output where it has none of them.
+        pool: whose threads it computes on; for "common" after `common_threads`.
 
     Raises:
         NiwakiError: a precision is given, or ONNX Runtime cannot be imported.
@@ -58,6 +72,9 @@ def open_onnxruntime(path: Path, threads: int, precision: str | None, wanted: Se
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.use_per_session_threads = pool != "common"
+    if pool == "resting":
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     # Spinning between operators stays on, as in a deployment that changes no defaults. The worker waits for
     # its end after each block instead (see `worker.settle`).
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -73,7 +90,7 @@ def open_onnxruntime(path: Path, threads: int, precision: str | None, wanted: Se
     return Graph(inputs, tuple(given), "as in the file", notes, run)
 
 
-def open_openvino(path: Path, threads: int, precision: str | None, wanted: Sequence[str]) -> Graph:
+def open_openvino(path: Path, threads: int, precision: str | None, wanted: Sequence[str], pool: Pool = "own") -> Graph:
     """Open an OpenVINO IR (or ONNX) file on OpenVINO's CPU device, one stream; else as `open_onnxruntime`.
 
     Args:
@@ -81,6 +98,7 @@ def open_openvino(path: Path, threads: int, precision: str | None, wanted: Seque
         threads: of one inference.
         precision: "f32", "bf16", or None for the runtime's own choice.
         wanted: as for ONNX Runtime.
+        pool: makes no difference, the graphs of a process have their threads in common.
     """
     openvino = import_runtime("openvino", "openvino")
     # LATENCY means one stream with all the threads: what one request at a time is served best by.
@@ -104,7 +122,7 @@ def open_openvino(path: Path, threads: int, precision: str | None, wanted: Seque
 
 
 #: What opens the graphs of each runtime.
-OPENERS: dict[str, Callable[[Path, int, str | None, Sequence[str]], Graph]] = {
+OPENERS: dict[str, Callable[[Path, int, str | None, Sequence[str], Pool], Graph]] = {
     "onnxruntime": open_onnxruntime,
     "openvino": open_openvino,
 }

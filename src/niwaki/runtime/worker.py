@@ -69,7 +69,7 @@ class Service:
 
     def open(self, path: str, runtime: str, threads: int, precision: str | None) -> dict[str, Any]:
         """Open the artifact and say how it will run."""
-        self.artifact = open_artifact(path, runtime, threads, precision)
+        self.artifact = open_artifact(path, runtime, threads, precision, alone=True)
         return {
             "inputs": self.artifact.inputs,
             "precision": self.artifact.precision,
