@@ -386,6 +386,6 @@ def test_steps_of_a_recipe(saved_base: Bases, toy_data: Callable[..., Path], tmp
     log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     fits = [record for record in log if record.get("event") == "exits"]
     assert [record["step"] for record in fits] == ["01-train", "03-exit"] and fits[0]["rows"] == 48
-    anew = Recipe([*recipe.steps[:-1], Exit(by="probability", mean_cost=0.5)])
+    anew = Recipe([*recipe.steps[:-1], Exit(by="probability", mean_cost=0.9)])
     run = compress(base, anew, task, tmp_path / "run", export=[], measure=False, progress=False)
     assert load(run.folder).exits.by == "probability"  # the same weights, and another model
