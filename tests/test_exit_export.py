@@ -276,6 +276,16 @@ def test_segments_after_the_last_row_has_left_do_not_run(
         assert ran == expected
 
 
+def test_on_two_threads_the_answers_are_those_on_one(exported: tuple[nn.Module, Path]) -> None:
+    """In a process of its own the segments have their threads in common; here each has its own, which rest."""
+    batch = arrays(ragged()[-1])
+    expected_BC, expected_B = open_artifact(exported[1], "onnxruntime", threads=1).classify(batch)
+    with open_worker(exported[1], "onnxruntime", threads=2) as worker:
+        found = worker.classify([batch])[0]
+    for logits_BC, exits_B in (found, open_artifact(exported[1], "onnxruntime", threads=2).classify(batch)):
+        assert np.allclose(logits_BC, expected_BC, atol=1e-5) and np.array_equal(exits_B, expected_B)
+
+
 def test_a_threshold_moved_in_the_file_is_moved(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
     for file in exported[1].parent.iterdir():
         shutil.copy(file, tmp_path)

@@ -200,7 +200,7 @@ def test_what_a_library_prints_does_not_reach_the_protocol(table):
 import os, niwaki.runtime.worker as worker
 from niwaki.runtime import Artifact
 
-def open_artifact(*arguments):
+def open_artifact(*arguments, **named):
     print("hello")
     os.write(1, b"hello")
     return Artifact("path", "runtime", (), "f32", None)
