@@ -5,7 +5,7 @@
 
 A random Llama in bfloat16, by default of three billion parameters, is written shard by shard, quantized to 4 bits by
 `niwaki compress --stream` in a process of its own, and deleted: by round-to-nearest, which looks at weights alone, and
-by GPTQ, through whose blocks rows run as well. GPTQ gets a model of four such layers: its peak is that of one block,
+by GPTQ, through whose blocks rows run as well. GPTQ gets a model of two such layers: its peak is that of one block,
 whatever the depth, and all 28 would take an hour. The peak is the most resident memory of that process (`VmHWM` of
 Linux), the interpreter and PyTorch in it.
 """
@@ -47,7 +47,7 @@ finally:
 """
 SIZES = {"hidden": 3072, "layers": 28, "neurons": 8192, "vocabulary": 32000}
 #: Layers of the model that a method gets.
-DEPTHS = {"nearest": 28, "gptq": 4}
+DEPTHS = {"nearest": 28, "gptq": 2}
 
 
 def stage(
