@@ -274,10 +274,10 @@ def run_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Train, Context, int]
     """Return what runs a training on a fresh model until it dies, before the step after so many."""
 
     def run(train: Train, context: Context, step: int) -> None:
-        from niwaki import train as training
         from niwaki.testing import fresh
+        from niwaki.train.step import Fit
 
-        original = training._Fit.step
+        original = Fit.step
 
         def dying(self: Any, indices: Any) -> dict[str, float]:
             if self.place.step == step:
@@ -285,7 +285,7 @@ def run_until(monkeypatch: pytest.MonkeyPatch) -> Callable[[Train, Context, int]
             return original(self, indices)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training._Fit, "step", dying)
+            patch.setattr(Fit, "step", dying)
             with pytest.raises(Killed):
                 train.run(fresh(context), context)
 

@@ -15,6 +15,7 @@ import torch
 
 from niwaki.anatomy import anatomy_of
 from niwaki.budget import Budget
+from niwaki.calibrate import predict
 from niwaki.comparison import as_table, compare
 from niwaki.errors import NiwakiError
 from niwaki.export import export_onnx
@@ -27,7 +28,7 @@ from niwaki.task import Task, higher_is_better, score
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.testing import fresh, make_context
-from niwaki.train import Train, predict
+from niwaki.train import Train
 
 Bases = Callable[..., Path]
 Tokenizers = Callable[..., object]

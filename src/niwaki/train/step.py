@@ -1,17 +1,13 @@
-"""`Train`, the one training loop: a model and its companions learn together.
+"""The step of a recipe in which techniques work together, and the loop that it runs."""
 
-Hugging Face Accelerate lies underneath (mixed precision, several processes, checkpoints). Model and companions train
-inside one joint module. All scaffolding goes up before the optimizer is made and comes down after it is gone.
-"""
-
-# B batch, T tokens, C classes
+# B batch, T tokens
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -29,8 +25,11 @@ from niwaki.moving_average import MovingAverage
 from niwaki.parameters import Parameters
 from niwaki.runtime import OUTCOMES
 from niwaki.schedules import warmup_constant, warmup_linear
-from niwaki.task import Encoded, Task, higher_is_better, outcome_of, score
+from niwaki.task import Encoded, higher_is_better, outcome_of, score
 from niwaki.technique import Companion, Context, Grain, Technique
+from niwaki.train.bar import bar_of
+from niwaki.train.batches import length_bucketed
+from niwaki.train.joint import Joint
 
 LOG_EVERY = 25
 #: Tokens up to which attention on a CPU trains faster by plain products: 1.5 times at 14, and 1.15 at 128.
@@ -105,82 +104,13 @@ class Train(Parameters):
         attached = {place: self.together[place].accompany(model, context) for place in places}
         companions = [attached[place] for place in range(len(places))]
         with dropout_of(model, self.dropout):
-            _fit(self, model, companions, context.train, selection, context)
+            fit(self, model, companions, context.train, selection, context)
         for place in places:  # and it comes down when the others have, and the model is what it will be
             model = attached[place].finish(model)
         return model.eval()
 
 
-class Joint(nn.Module):
-    """Hold a model and its companions, so that wrappers and compilers see one module with one loss."""
-
-    def __init__(self, model: nn.Module, companions: Sequence[Companion], task: Task) -> None:
-        super().__init__()
-        self.model = model
-        self.companions = nn.ModuleList(companions)
-        self.task = task
-        self.names = [type(companion).__name__.lower() for companion in companions]
-
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of all losses and each part of it, without its graph."""
-        arguments: dict[str, Any] = {}
-        weight = 1.0
-        for companion in self.companions:
-            assert isinstance(companion, Companion)
-            arguments |= companion.forward_arguments()
-            weight *= companion.task_weight()
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
-        output = self.model(**inputs, **arguments)
-        losses: dict[str, Tensor] = {}
-        if weight > 0:
-            losses["task"] = weight * self.task.loss(output.logits.float(), batch["labels"])
-        for name, companion in zip(self.names, self.companions, strict=True):
-            assert isinstance(companion, Companion)
-            losses |= {f"{name}.{part}": value for part, value in companion.loss(output, batch).items()}
-        total = torch.stack(list(losses.values())).sum()
-        return total, {name: value.detach() for name, value in losses.items()}
-
-
-class Place:
-    """Know how far a training is; saved with each checkpoint."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.best = -math.inf
-        self.seconds = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return dict(self.__dict__)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint kept."""
-        self.__dict__.update(state)
-
-
-def length_bucketed(lengths: np.ndarray, batch_size: int, seed: int, epoch: int, buckets: int = 64) -> list[np.ndarray]:
-    """Return one epoch's batches: rows shuffled, sorted by length in chunks of `buckets` batches, batches shuffled.
-
-    Every row stands in exactly one batch, and the order depends on `seed` and `epoch` alone.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
-    batches: list[np.ndarray] = []
-    for start in range(0, len(order), batch_size * buckets):
-        chunk = order[start : start + batch_size * buckets]
-        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
-        batches.extend(chunk[low : low + batch_size] for low in range(0, len(chunk), batch_size))
-    return [batches[index] for index in generator.permutation(len(batches))]
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Say whether the device multiplies bf16 in hardware; emulated, it is slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _fit(
+def fit(
     train: Train,
     model: nn.Module,
     companions: Sequence[Companion],
@@ -191,68 +121,23 @@ def _fit(
     """Run the loop to its end, from the last checkpoint where there is one."""
     from accelerate import Accelerator
 
-    # its precision holds for a whole process, and two trainings in one may differ: `_Fit` sees to it
-    fit = _Fit(train, Accelerator(mixed_precision="no"), model, companions, rows, context)
-    fit.restore()
+    # its precision holds for a whole process, and two trainings in one may differ: `Fit` sees to it
+    training = Fit(train, Accelerator(mixed_precision="no"), model, companions, rows, context)
+    training.restore()
     model.train()
-    with _progress(context, fit) as advance:
-        for epoch, indices, ends_epoch in fit.batches():
-            parts = fit.step(indices)
-            advance(parts)
+    is_shown = context.progress and training.accelerator.is_main_process
+    with bar_of(is_shown, training.place.step, training.steps) as advance:
+        for epoch, indices, ends_epoch in training.batches():
+            parts = training.step(indices)
+            advance(training.place.step, parts)
             if ends_epoch and selection is not None:
-                fit.judge(selection, epoch)
-            fit.checkpoint_when_due()
-    fit.take_result()
-    fit.accelerator.free_memory()
+                training.judge(selection, epoch)
+            training.checkpoint_when_due()
+    training.take_result()
+    training.accelerator.free_memory()
 
 
-@contextlib.contextmanager
-def _progress(context: Context, fit: _Fit) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Draw a bar with the loss, the speed and the time left, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("train"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
-    )
-    shown = context.progress and fit.accelerator.is_main_process
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        bar = progress.add_task("train", total=fit.steps, completed=fit.place.step, losses="")
-
-        def advance(parts: dict[str, float]) -> None:
-            progress.update(bar, completed=fit.place.step)
-            if parts:
-                progress.update(bar, losses="  ".join(f"{name} {value:.3f}" for name, value in parts.items()))
-
-        yield advance
-
-
-def is_bf16(precision: str, device: torch.device) -> bool:
-    """Say whether a training computes in bf16 where that is safe: as asked, or where the hardware has it."""
-    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
-
-
-def _attention_for(batch: dict[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
-    """Return, on a CPU and for short texts, plain products: the backward pass of fused attention is slow there."""
-    ids_BT = batch["input_ids"]
-    is_short = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION
-    return sdpa_kernel(SDPBackend.MATH) if is_short else contextlib.nullcontext()
-
-
-class _Fit:
+class Fit:
     """Hold one training while it lasts: joint module, optimizer, place."""
 
     def __init__(
@@ -390,6 +275,42 @@ class _Fit:
         if self.folder.is_dir():
             self.accelerator.load_state(str(self.folder))
             self.context.log({"event": "note", "note": f"went on from step {self.place.step} of {self.steps}"})
+
+
+class Place:
+    """Know how far a training is; saved with each checkpoint."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.best = -math.inf
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint kept."""
+        self.__dict__.update(state)
+
+
+def _attention_for(batch: dict[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
+    """Return, on a CPU and for short texts, plain products: the backward pass of fused attention is slow there."""
+    ids_BT = batch["input_ids"]
+    is_short = ids_BT.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION
+    return sdpa_kernel(SDPBackend.MATH) if is_short else contextlib.nullcontext()
+
+
+def is_bf16(precision: str, device: torch.device) -> bool:
+    """Say whether a training computes in bf16 where that is safe: as asked, or where the hardware has it."""
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Say whether the device multiplies bf16 in hardware; emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
