@@ -35,7 +35,6 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 Batches = list[dict[str, Tensor]]
-FAMILIES = ("bert", "roberta", "distilbert", "electra")
 LAYERS = (0, 2)
 
 
@@ -102,8 +101,6 @@ def arrays(batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["floats", "static"])
 def test_segments_say_what_every_exit_says(tiny_model: Callable[..., nn.Module], family: str, kind: str) -> None:
-    if family not in FAMILIES:
-        pytest.skip("no chain for this family")
     batches = examples(family)
     model = with_exits(tiny_model(family, layers=4), batches, kind=kind)
     before = copy.deepcopy(model)
@@ -198,13 +195,15 @@ def test_openvino_runs_chains_too(tiny_model: Callable[..., nn.Module], tmp_path
     assert size_on_disk(tmp_path / "chain.json", "openvino") == held
 
 
-def test_a_row_gets_in_a_batch_what_it_gets_alone(exported: tuple[nn.Module, Path]) -> None:
+def test_ranges_of_a_whole_batch_make_rows_depend_on_each_other(exported: tuple[nn.Module, Path]) -> None:
     model, path = exported
-    artifact = open_artifact(path, "onnxruntime", threads=1)
     packed = any(value.dtype == torch.int8 for value in model.state_dict().values())
-    assert artifact.rows_independent is not packed
-    if packed:
-        pytest.skip("ranges are taken from the whole batch")
+    assert open_artifact(path, "onnxruntime", threads=1).rows_independent is not packed
+
+
+@pytest.mark.parametrize("exported", ["floats"], indirect=True)
+def test_a_row_gets_in_a_batch_what_it_gets_alone(exported: tuple[nn.Module, Path]) -> None:
+    artifact = open_artifact(exported[1], "onnxruntime", threads=1)
     batch = arrays(ragged(lengths=((9, 3, 17, 5, 30, 2, 11, 8),))[0])
     logits_BC, exits_B = artifact.classify(batch)
     assert len(set(exits_B.tolist())) > 1
@@ -300,13 +299,12 @@ def test_a_threshold_moved_in_the_file_is_moved(exported: tuple[nn.Module, Path]
 # Its integers
 
 
+@pytest.mark.parametrize("exported", ["dynamic"], indirect=True)
 def test_files_together_hold_the_integers_once(exported: tuple[nn.Module, Path]) -> None:
     import onnx
 
     model, path = exported
     saved = sum(value.numel() for value in model.state_dict().values() if value.dtype == torch.int8)
-    if not saved:
-        pytest.skip("floats")
     table = anatomy_of(model).embeddings.token_type_embeddings.weight.numel()  # type: ignore[union-attr,operator]
     tensors = [tensor for file in path.parent.glob("*.onnx") for tensor in onnx.load(file).graph.initializer]
     # The table of token types is gone: its first row is a constant now.
@@ -315,10 +313,9 @@ def test_files_together_hold_the_integers_once(exported: tuple[nn.Module, Path])
     assert size_on_disk(path, "onnxruntime") == held
 
 
+@pytest.mark.parametrize("exported", ["dynamic"], indirect=True)
 def test_an_integer_that_no_segment_holds_is_named(exported: tuple[nn.Module, Path]) -> None:
     model, path = exported
-    if not any(value.dtype == torch.int8 for value in model.state_dict().values()):
-        pytest.skip("floats")
     found = Weights()
     for file in path.parent.glob("*.onnx"):
         found.update(weights_in_onnx(file))

@@ -10,6 +10,7 @@ with queries, keys and values. No tensor with a token in each of two dimensions 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from torch.nn import functional
 IMPLEMENTATION = "niwaki"
 
 
-class Mechanism(nn.Module):
+class Mechanism(nn.Module, ABC):
     """Go from queries, keys and values to what the output projection reads.
 
     Attributes:
@@ -32,6 +33,7 @@ class Mechanism(nn.Module):
     heads: int
     first_alone: bool = True
 
+    @abstractmethod
     def forward(
         self,
         query_BTD: Tensor,
@@ -42,7 +44,6 @@ class Mechanism(nn.Module):
         dropout: float = 0.0,
     ) -> Tensor:
         """Return the answers of all tokens (B, T, D); a token that is padding is never looked at."""
-        raise NotImplementedError
 
     def first(self, query_B1D: Tensor, key_BTD: Tensor, value_BTD: Tensor, real_BT: Tensor, scaling: float) -> Tensor:
         """Return the answer of the first token alone, (B, 1, D); by default, of one that sees all."""

@@ -120,7 +120,7 @@ class Exit(Technique):
                 expected=f"at most {most} exits, after layers in 0..{most - 1}, of a model that has {depth} layers"
                 if most
                 else "a model with more than one layer",
-                fix=f"after: {most}" if most else "",
+                fix=(f"after: {most}" if isinstance(self.after, int) else f"after: [{most - 1}]") if most else "",
                 place=self.name,
             )
         return layers
