@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of, label_names, longest_input, rows_of
-from niwaki.checkpoint import is_run, load, load_tokenizer, weights_hash, write_text
+from niwaki.checkpoint import is_run, load, load_tokenizer, model_hash, write_text
 from niwaki.errors import NiwakiError, closest
 from niwaki.export import Parity, export_onnx, export_openvino, export_safetensors, file_for
-from niwaki.layers.exits import exits_of
 from niwaki.runtime import size_on_disk
 
 if TYPE_CHECKING:
@@ -92,11 +91,11 @@ def artifact_of(
             f"there is no export to {to!r}", expected=f"one of {', '.join(FORMATS)}", fix=closest(to, FORMATS)
         )
     model = load(source)
-    path, digest = place_of(model, to, artifacts), _digest(model)
+    path, digest = place_of(model, to, artifacts), model_hash(model)
     record = _parity_file(path)
     if path.is_file() and record.is_file():
         kept: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        if kept.pop("weights") == digest:
+        if kept.pop("model", None) == digest:
             return path, kept
     parity = write_artifact(model, to, path, examples_of(model, rows))
     _complete(source, to, path)
@@ -109,12 +108,6 @@ def place_of(model: nn.Module, to: str, artifacts: Path) -> Path:
     """Return the file, in a folder of artifacts, that an export of the model writes."""
     path = artifacts / FORMATS[to][0]
     return path if to == "safetensors" else file_for(model, path)
-
-
-def _digest(model: nn.Module) -> str:
-    """Return what tells a model from any other that would be another artifact."""
-    exits, weights = exits_of(model), weights_hash(model)
-    return weights if exits is None else f"{weights} {exits.by} {list(exits.thresholds)}"
 
 
 def _complete(source: str | Path, to: str, path: Path) -> None:
@@ -134,7 +127,7 @@ def write_artifact(model: nn.Module, to: str, path: Path, examples: list[dict[st
     }
     if parity.same_exit is not None:
         values["same_exit"] = parity.same_exit
-    write_text(_parity_file(path), json.dumps({"weights": _digest(model), **values}))
+    write_text(_parity_file(path), json.dumps({"model": model_hash(model), **values}))
     return values
 
 

@@ -354,6 +354,20 @@ def reaching(tokenizer: Any, tokens: int) -> Any:
     return longer
 
 
+def model_hash(model: nn.Module, weights: str | None = None) -> str:
+    """Return what tells a model from any other: the sha256 of its weights, and of its edits where there are some.
+
+    Two models of the same weights differ where an edit moved none, as thresholds of exits do.
+
+    Args:
+        model: with or without weights.
+        weights: their hash, where it is known.
+    """
+    weights = weights or weights_hash(model)
+    edits = journal_of(model)[1:]
+    return hashlib.sha256(f"{weights}{json.dumps(edits, sort_keys=True)}".encode()).hexdigest() if edits else weights
+
+
 def weights_hash(model: nn.Module) -> str:
     """Return the sha256 of a model's tensors, names, shapes and types, in name order."""
     return digest_of(sorted(model.state_dict().items()))

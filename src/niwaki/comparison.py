@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from niwaki.anatomy import label_names, longest_input
 from niwaki.artifacts import artifact_of, require_exportable
-from niwaki.checkpoint import load, load_tokenizer, weights_hash, write_text
+from niwaki.checkpoint import load, load_tokenizer, model_hash, write_text
 from niwaki.errors import NiwakiError, closest
 from niwaki.measure import (
     Measurement,
@@ -219,7 +219,7 @@ def _subjects_of(
     """Return what is to be measured of one model, exporting what is missing, and where its bytes and work are."""
     model = load(source)
     ours = (Path(source) / "base.json").is_file()  # nothing is written into a folder that niwaki did not make
-    folder = Path(source) / "artifacts" if ours else cache_folder() / "artifacts" / weights_hash(model)[:20]
+    folder = Path(source) / "artifacts" if ours else cache_folder() / "artifacts" / model_hash(model)[:20]
     counted: dict[str, Any] = {
         "parameters": count_parameters(model),
         "macs_per_token": count_macs_per_token(model, rows),

@@ -13,7 +13,7 @@ from typing import Any
 
 from niwaki.anatomy import label_names
 from niwaki.budget import Budget
-from niwaki.checkpoint import load, weights_hash, write_text
+from niwaki.checkpoint import load, model_hash, write_text
 from niwaki.comparison import known_runtimes, measure_together
 from niwaki.errors import NiwakiError
 from niwaki.measure import Session
@@ -194,12 +194,12 @@ class _Course:
         return session
 
     def key(self, models: Mapping[str, str], trials: Mapping[str, tuple[Trial, ...]], plan: str) -> str:
-        """Return the hash of all that a result depends on: plan, data, weights, what was tried, and the machine."""
+        """Return the hash of all that a result depends on: plan, data, models, what was tried, and the machine."""
         first = Run(self.folder / next(iter(trials.values()))[0].run)
-        weights = {name: weights_hash(load(source)) for name, source in models.items()}
+        digests = {name: model_hash(load(source)) for name, source in models.items()}
         tried = {name: [trial.model_dump() for trial in several] for name, several in trials.items()}
         where = [machine()["device"], self.threads or default_threads(), self.runtimes]
-        parts = [plan, first.base["data"]["fingerprint"], weights, tried, where]
+        parts = [plan, first.base["data"]["fingerprint"], digests, tried, where]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def tell(self, words: str) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 from torch import nn
 
 from niwaki.anatomy import anatomy_of
-from niwaki.checkpoint import JOURNAL, WEIGHTS, load, save, weights_hash, write_text
+from niwaki.checkpoint import JOURNAL, WEIGHTS, load, model_hash, save, write_text
 from niwaki.comparison import Comparison, joined
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
 from niwaki.parts import Parts, layout_of
 from niwaki.recipe import Recipe
-from niwaki.surgery import edits_told
 from niwaki.task import Dataset, Task
 
 
@@ -78,7 +77,7 @@ class Run:
 def save_result(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Write the model into the run folder, unless this very model is there already."""
     stamp = folder / ".weights"
-    digest = weights_hash(model) + edits_told(model)
+    digest = model_hash(model)
     if (folder / WEIGHTS).is_file() and stamp.is_file() and stamp.read_text() == digest:
         return
     stamp.unlink(missing_ok=True)

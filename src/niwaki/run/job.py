@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from niwaki.anatomy import anatomy_of, label_names, longest_input
 from niwaki.artifacts import export_run, require_exportable, usual_exports
-from niwaki.checkpoint import load, load_tokenizer, save, weights_hash, write_text
+from niwaki.checkpoint import load, load_tokenizer, model_hash, save, write_text
 from niwaki.comparison import RUNTIMES, compare, usual_runtimes
 from niwaki.errors import NiwakiError
 from niwaki.measure.conditions import machine
@@ -23,7 +22,6 @@ from niwaki.report import card
 from niwaki.run.folder import Run, base_record, link_result, logger, refuse_other_content, save_result
 from niwaki.run.steps import carry_out, step_folders
 from niwaki.runtime import default_threads
-from niwaki.surgery import edits_told
 from niwaki.task import Task
 from niwaki.teacher import cache_folder
 from niwaki.technique import Context, Grain
@@ -170,12 +168,10 @@ def _folder_of(base: nn.Module | str | Path) -> str:
     if not isinstance(base, nn.Module):
         return str(base)
     source = str(base.config._name_or_path)  # type: ignore[union-attr]
-    digest = weights_hash(base) + edits_told(base)
-    there = load(source)
-    if weights_hash(there) + edits_told(there) == digest:
+    digest = model_hash(base)
+    if model_hash(load(source)) == digest:
         return source
-    name = hashlib.sha256(digest.encode()).hexdigest()[:20]
-    return str(save(base, cache_folder() / "bases" / name, load_tokenizer(source)))
+    return str(save(base, cache_folder() / "bases" / digest[:20], load_tokenizer(source)))
 
 
 def carry_out_into(

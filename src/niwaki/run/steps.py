@@ -15,12 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from niwaki.checkpoint import WEIGHTS, save, write_text, written_aside
+from niwaki.checkpoint import WEIGHTS, model_hash, save, write_text, written_aside
 from niwaki.errors import NiwakiError
 from niwaki.measure import count_parameters
 from niwaki.parts import OnDisk, Plan
 from niwaki.recipe import Recipe, Step
-from niwaki.surgery import edits_told
 from niwaki.technique import Context
 
 
@@ -84,7 +83,7 @@ def step_folders(recipe: Recipe, folder: Path) -> list[Path]:
 
 def step_keys(recipe: Recipe, model: nn.Module, context: Context) -> list[str]:
     """Return for each step the hash of all that goes into it: version, base, data, seed, and the steps up to it."""
-    digest = context.parts.weights_hash(model) + edits_told(model)
+    digest = model_hash(model, context.parts.weights_hash(model))
     parts = [version("niwaki"), digest, context.data.fingerprint, context.task.metric, str(context.seed)]
     key = _hash(*parts)
     keys = []

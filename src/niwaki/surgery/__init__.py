@@ -23,7 +23,7 @@ from niwaki.surgery.attention import extend_positions, swap_attention
 from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
 from niwaki.surgery.exits import add_exit, set_thresholds
 from niwaki.surgery.factoring import factor_embedding, factor_linear
-from niwaki.surgery.journal import EDITS, Record, edit, edits_told, is_plain, journal_of, replay
+from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
 from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
 from niwaki.surgery.scaling import scale_inputs
@@ -39,7 +39,6 @@ __all__ = [
     "cluster_embedding",
     "cluster_linear",
     "edit",
-    "edits_told",
     "entropy_coded",
     "extend_positions",
     "factor_embedding",

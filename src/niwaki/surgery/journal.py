@@ -29,15 +29,6 @@ def journal_of(model: nn.Module) -> list[Record]:
     return journal
 
 
-def edits_told(model: nn.Module) -> str:
-    """Return the edits of a model as one line of JSON, or nothing where there are none.
-
-    Two models of the same weights differ by it where an edit moved no weight, as thresholds of exits do.
-    """
-    edits = journal_of(model)[1:]
-    return json.dumps(edits, sort_keys=True) if edits else ""
-
-
 def edit(
     function: Callable[Concatenate[nn.Module, Parameters], None],
 ) -> Callable[Concatenate[nn.Module, Parameters], nn.Module]:
