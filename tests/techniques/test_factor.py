@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from niwaki import train as training
 from niwaki.anatomy import anatomy_of
 from niwaki.artifacts import examples_of, write_artifact
 from niwaki.checkpoint import load, save, tensors_of, weights_hash
@@ -424,7 +423,7 @@ def test_a_tied_head_learns_by_the_factors_of_the_table(decoder: Context, tmp_pa
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Context, tmp_path: Path, run_until: Callable[[Train, Context, int], None]
 ) -> None:
     train = Train(
         together=(Factor(keep=0.5, embedding=8, examples=32),), epochs=1, batch_size=16, checkpoint_seconds=1e-6
@@ -435,18 +434,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         return replace(context, workspace=tmp_path / folder)
 
     straight = train.run(fresh(context), at("straight"))
-    step, calls = training._Fit.step, []
-
-    def stop(self: Any, indices: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return step(self, indices)
-
     interrupted = at("interrupted")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Fit, "step", stop)
-        train.run(fresh(context), interrupted)
+    run_until(train, interrupted, 2)
     resumed = train.run(fresh(context), interrupted)
     assert tensors_of(resumed).keys() == tensors_of(straight).keys()
     assert weights_hash(resumed) == weights_hash(straight)
