@@ -116,13 +116,12 @@ def curves(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
 
 
 def retrained(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
-    """The same at half, one epoch of distillation after the cut; and the same epochs with the cut inside."""
-    after = Train(epochs=1, learning_rate=1e-4, batch_size=64, together=(DISTILL,))
+    """The same at half, one epoch of distillation after the cut; and that epoch with the cut inside it."""
+    after = Train(epochs=1, together=(DISTILL,), average=0.998, **RATE)
     runs = [run(base, task, f"{by}-0.5-retrained", [half(by), after]) for by in ONE_SHOT]
     for by in ("movement", "first-order"):
         inside = Prune(by=by, keep_heads=0.5, keep_neurons=0.5, end=0.6)
-        step = after.model_copy(update={"together": (DISTILL, inside), "epochs": 2.0})
-        runs.append(run(base, task, f"{by}-0.5-inside", [step]))
+        runs.append(run(base, task, f"{by}-0.5-inside", [after.model_copy(update={"together": (DISTILL, inside)})]))
     return {}, records_of(measured(base, runs, task))
 
 
