@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,12 +21,15 @@ from niwaki.grid import Grid, nearest
 from niwaki.layers.linear import QuantizedLinear
 from niwaki.layers.packed import PackedEmbedding
 from niwaki.measure.conditions import adds_in_16_bits, instruction_sets
+from niwaki.measure.records import Latency, Measurement
+from niwaki.measure.subjects import Session
 from niwaki.report.folders import RunFolder
 from niwaki.report.precision import told_of
 from niwaki.surgery import journal_of
 from niwaki.task import Encoded, Task
 from niwaki.technique import Context
 from niwaki.techniques.quantize import Quantize, measured, reduced
+from niwaki.techniques.quantize.limit import Limit
 from niwaki.techniques.quantize.measured import Tried, choose
 from niwaki.techniques.quantize.sensitivity import Part, fewest, kept_after, parts_of, promotions
 from niwaki.techniques.quantize.technique import FORMS
@@ -145,11 +149,11 @@ def test_calibration_never_sees_selection_rows(saved_base: Bases, toy_task: Task
 def test_bisection_finds_the_fewest(needed: int) -> None:
     tried: list[int] = []
 
-    def drop(count: int) -> float:
+    def holds(count: int) -> bool:
         tried.append(count)
-        return 0.0 if count >= needed else 2.0
+        return count >= needed
 
-    assert fewest(drop, 1.0, 7) == needed and len(tried) <= 4 and 7 not in tried
+    assert fewest(holds, 7) == needed and len(tried) <= 4 and 7 not in tried
 
 
 def test_promotions_go_to_8_bits_first() -> None:
@@ -178,29 +182,24 @@ def test_a_decoder_keeps_its_tied_head_with_its_table(saved_base: Bases, tmp_pat
 
 
 class Clock:
-    """Stand for the clock: every form takes as long as told, and loses what is told."""
+    """Stand for the clock: every form takes as long as told, and gets as many rows wrong as told."""
 
-    def __init__(self, seconds: dict[tuple[str, str], float], drops: dict[str, float]) -> None:
-        self.seconds, self.drops = seconds, drops
+    def __init__(self, seconds: dict[tuple[str, str], float], wrong: dict[str, int]) -> None:
+        self.seconds, self.wrong = seconds, wrong
 
-    def __call__(self, subjects: Sequence[Any], rows: Encoded, metric: str, *, base: int, **rest: Any) -> list[Any]:
-        from niwaki.measure.records import Latency, Measurement, Quality
-
+    def __call__(self, subjects: Sequence[Any], rows: Encoded, metric: str, *, base: int, **rest: Any) -> Session:
         assert subjects[base].name == "floats" and all(subject.path.is_file() for subject in subjects)
-        made = []
+        assert rows.labels is not None
+        records, predictions = [], []
         for subject in subjects:
-            seconds, drop = self.seconds.get((subject.name, subject.runtime), 9.0), self.drops.get(subject.name, 0.0)
-            quality = {"value": 90.0 - drop, "difference": -drop, "interval": (-drop - 1, -drop + 1), "p_value": 1.0}
-            made.append(
-                Measurement(
-                    name=subject.name,
-                    runtime=subject.runtime,
-                    size_bytes=1000,
-                    latency_seconds=Latency(median=seconds, p10=seconds, p90=seconds, p99=seconds),
-                    quality=Quality(metric=metric, changed=0.0, count=len(rows), split=rows.name, **quality),
-                )
+            seconds = self.seconds.get((subject.name, subject.runtime), 9.0)
+            clocked = Latency(median=seconds, p10=seconds, p90=seconds, p99=seconds)
+            records.append(
+                Measurement(name=subject.name, runtime=subject.runtime, size_bytes=1000, latency_seconds=clocked)
             )
-        return made
+            is_wrong = np.arange(len(rows)) < self.wrong.get(subject.name, 0)
+            predictions.append(np.where(is_wrong, 1 - rows.labels, rows.labels))
+        return Session(records, predictions, rows.labels, seed=0)
 
 
 def written(model: nn.Module, examples: Sequence[Any], path: Path) -> None:
@@ -213,7 +212,7 @@ def written(model: nn.Module, examples: Sequence[Any], path: Path) -> None:
 def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """Static is fastest and loses too much; the weights are next."""
     seconds = {("int8 static", "onnxruntime"): 1.0, ("int8 weights", "onnxruntime"): 2.0}
-    monkeypatch.setattr(measured, "measure_subjects", Clock(seconds, {"int8 static": 5.0}))
+    monkeypatch.setattr(measured, "measure_session", Clock(seconds, {"int8 static": 2}))
     monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
     monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
     context, events = logging(context)
@@ -232,13 +231,44 @@ def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypat
 
 
 def test_a_form_beyond_the_limit_is_repaired(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "measure_subjects", Clock({}, dict.fromkeys(["int8 dynamic"], 3.0)))
+    monkeypatch.setattr(measured, "measure_session", Clock({}, {"int8 dynamic": 2}))
     monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
     monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
     monkeypatch.setattr("niwaki.techniques.quantize.technique.FORMS", {"int8 dynamic": {}})
     context, events = logging(context)
     Quantize(by="measured", allowed_drop=2.5, skip=MOST).apply(fresh(context), context)
     assert of(events, "forms")["repaired"] and of(events, "allowed-drop")["allowed"] == 2.5
+
+
+def test_with_confidence_it_is_the_bound_that_counts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 48 rows lost is 2.1 points, and with 90% confidence two rows, 4.2: of new rows that may be lost."""
+    monkeypatch.setattr(measured, "measure_session", Clock({("int8 static", "onnxruntime"): 1.0}, {"int8 static": 1}))
+    monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
+    monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
+    taken = {}
+    for confidence in (None, 0.9):
+        told, events = logging(context)
+        Quantize(by="measured", allowed_drop=2.5, confidence=confidence).apply(fresh(context), told)
+        record = of(events, "forms")
+        static = next(form for form in record["forms"] if form["form"] == "int8 static")
+        taken[confidence] = static["chosen"]
+        assert static["drop"] == pytest.approx(100 / 48) and record["confidence"] == confidence
+        assert static["bound"] == (None if confidence is None else pytest.approx(200 / 48))
+        assert ("90.0% confidence" in told_of(events)[0].below) == (confidence is not None)
+    assert taken == {None: True, 0.9: False}
+
+
+def test_modules_are_kept_until_the_bound_holds(context: Context) -> None:
+    """The same modules lose the same; with confidence no more of them may."""
+    fragile(context)
+    context, events = logging(accurate(context))
+    settings = {"activations": "none", "embeddings": False, "skip": ("*layer.1.*", "*attention*"), "allowed_drop": 2.5}
+    Quantize(**settings, confidence=0.9).apply(fresh(context), context)
+    limit = of(events, "allowed-drop")
+    assert limit["bound"] <= 2.5 and all(one["bound"] >= one["drop"] for one in limit["tries"])
+    assert "the bound is" in told_of(events)[0].below
+    with pytest.raises(NiwakiError, match="confidence is that of allowed_drop"):
+        Quantize(confidence=0.9)
 
 
 def test_files_are_really_timed_and_scored(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,11 +289,11 @@ def test_files_are_really_timed_and_scored(context: Context, monkeypatch: pytest
 def test_a_form_that_no_file_holds_is_told() -> None:
     """The grid says so and goes on; where there is nothing else, that is the error."""
     forms = [Tried("a", "onnxruntime", refused="has 48 inputs"), Tried("b", "openvino", 2.0, 1, 0.2)]
-    assert choose(forms, 1.0).form == "b"
+    assert choose(forms, Limit(1.0)).form == "b"
     with pytest.raises(NiwakiError, match="has 48 inputs"):
-        choose(forms[:1], 1.0)
+        choose(forms[:1], Limit(1.0))
     both = [Tried("a", "openvino", 1.0, 1, 0.2), *forms]  # a is faster, and ONNX Runtime cannot hold it
-    assert choose(both, 1.0).form == "b" and choose(both[:2], 1.0).form == "a"
+    assert choose(both, Limit(1.0)).form == "b" and choose(both[:2], Limit(1.0)).form == "a"
     table = told_of([{"event": "forms", "metric": "accuracy", "forms": [vars(form) for form in forms]}])[0]
     assert table.lines[-1][2] == "has 48 inputs" and table.lines[-1][3] == "–"
 

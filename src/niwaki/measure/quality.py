@@ -25,6 +25,7 @@ def paired_quality(
     num_classes: int | None = None,
     resamples: int = 5000,
     seed: int = 0,
+    level: float = 0.95,
 ) -> dict[str, Any]:
     """Score predictions and compare them with the base's on the same examples.
 
@@ -36,15 +37,16 @@ def paired_quality(
         num_classes: of the task; found from the ids when None.
         resamples: of the bootstrap, 2000 or more for a stable interval.
         seed: of the bootstrap.
+        level: of the intervals, in (0, 1).
 
     Returns:
-        `metric`, `value` (percent), `difference` (this minus base, points), `interval` (95%, points),
+        `metric`, `value` (percent), `difference` (this minus base, points), `interval` (of that, points),
         `p_value` (McNemar, exact), `changed` (share, 0 to 1), `count`. With surprises value, difference and interval
-        are in the metric's own unit, `value_interval` is the 95% interval of the value itself, the p-value is that of a
+        are in the metric's own unit, `value_interval` is the interval of the value itself, the p-value is that of a
         permutation test, and `changed` is None.
     """
     if metric in LIKELIHOODS:
-        return paired_surprise(base_predictions, predictions, metric, resamples=resamples, seed=seed)
+        return paired_surprise(base_predictions, predictions, metric, resamples=resamples, seed=seed, level=level)
     assert labels is not None
     largest = max(int(ids.max()) for ids in (base_predictions, predictions, labels))
     num_classes = num_classes or max(2, largest + 1)
@@ -54,7 +56,7 @@ def paired_quality(
         "value": value,
         "difference": value - score(metric, base_predictions, labels, num_classes),
         "interval": bootstrap_interval(
-            (base_predictions, predictions, labels), metric, num_classes, resamples=resamples, seed=seed
+            (base_predictions, predictions, labels), metric, num_classes, resamples=resamples, seed=seed, level=level
         ),
         "p_value": mcnemar(base_predictions == labels, predictions == labels),
         "changed": float(np.mean(base_predictions != predictions)),

@@ -17,7 +17,9 @@ Floats = npt.NDArray[np.floating[Any]]
 DRAWN = 4_000_000
 
 
-def paired_surprise(base_N2: Floats, this_N2: Floats, metric: str, *, resamples: int, seed: int) -> dict[str, Any]:
+def paired_surprise(
+    base_N2: Floats, this_N2: Floats, metric: str, *, resamples: int, seed: int, level: float = 0.95
+) -> dict[str, Any]:
     """Score the surprises of a model and compare them with the base's on the same texts.
 
     Texts are what is drawn, each with all its tokens and both models' surprises: tokens of one text are no independent
@@ -29,6 +31,7 @@ def paired_surprise(base_N2: Floats, this_N2: Floats, metric: str, *, resamples:
         metric: "nats" or "perplexity".
         resamples: of bootstrap and permutations.
         seed: of both.
+        level: of the intervals, in (0, 1).
     """
     summarize = LIKELIHOODS[metric]
     values_R, differences_R = [], []
@@ -41,9 +44,9 @@ def paired_surprise(base_N2: Floats, this_N2: Floats, metric: str, *, resamples:
         "metric": metric,
         "higher_is_better": False,
         "value": value,
-        "value_interval": _middle(np.concatenate(values_R)),
+        "value_interval": _middle(np.concatenate(values_R), level),
         "difference": value - summarize(base_N2),
-        "interval": _middle(np.concatenate(differences_R)),
+        "interval": _middle(np.concatenate(differences_R), level),
         "p_value": permutation_p_value(this_N2[:, 0] - base_N2[:, 0], resamples, seed),
         "changed": None,
         "count": len(this_N2),
@@ -85,6 +88,7 @@ def _of_draws(summarize: Callable[[Floats], float], draws_RN: Any, rows_N2: Floa
     return np.array([summarize(total_2[None]) for total_2 in draws_RN @ rows_N2])
 
 
-def _middle(values_R: Floats) -> tuple[float, float]:
-    low, high = np.percentile(values_R, [2.5, 97.5])
+def _middle(values_R: Floats, level: float) -> tuple[float, float]:
+    tail = 50.0 * (1.0 - level)
+    low, high = np.percentile(values_R, [tail, 100.0 - tail])
     return float(low), float(high)

@@ -78,9 +78,14 @@ def _forms(record: Row) -> Told:
 
 
 def _allowed(record: Row) -> str:
-    """Write the limit."""
+    """Write the limit, and where it is to hold with confidence, what is lost at most."""
     metric = record.get("metric")
-    return f"a loss of {units.quality(number(record, 'allowed') or 0.0, metric)} {units.unit(metric)} allowed"
+    limit = f"a loss of {units.quality(number(record, 'allowed') or 0.0, metric)} {units.unit(metric)} allowed"
+    if (confidence := number(record, "confidence")) is None:
+        return limit
+    limit += f", with {units.percent(confidence)} confidence"
+    bound = number(record, "bound")
+    return limit if bound is None else f"{limit}; the bound is {units.figures(bound)}"
 
 
 def _bits(bits: object) -> str:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export import export_onnx, export_openvino, file_for
-from niwaki.measure.records import Measurement
-from niwaki.measure.subjects import Subject, measure_subjects
+from niwaki.measure.subjects import Subject, measure_session
 from niwaki.runtime import default_threads, installed
 from niwaki.task import Encoded
 from niwaki.technique import Context
+from niwaki.techniques.quantize.limit import Limit
 from niwaki.techniques.quantize.sensitivity import Settings, quiet, within
 
 #: Points that may be lost where nothing else is said.
@@ -44,6 +44,10 @@ class Forms(Settings, Protocol):
         """Return the points that may be lost."""
 
     @property
+    def confidence(self) -> float | None:
+        """Return with which confidence no more is lost on new rows."""
+
+    @property
     def embeddings(self) -> bool | int:
         """Return the bits of tables, or whether they are packed."""
 
@@ -64,6 +68,7 @@ class Tried:
         seconds: median of one row at batch 1; none where the file could not be made, like the next three.
         size_bytes: of the file.
         drop: points lost on the selection rows, in that runtime.
+        bound: at most, where a confidence is asked for.
         interval: 95%, of the difference.
         refused: why there is no such file.
     """
@@ -73,6 +78,7 @@ class Tried:
     seconds: float | None = None
     size_bytes: int | None = None
     drop: float | None = None
+    bound: float | None = None
     interval: tuple[float, float] | None = None
     refused: str = ""
 
@@ -93,35 +99,35 @@ def fastest(settings: Forms, forms: Mapping[str, Mapping[str, Any]], model: nn.M
     Raises:
         NiwakiError: no runtime is installed, the model cannot be exported, or nothing is within the limit.
     """
-    allowed = USUAL_DROP if settings.allowed_drop is None else settings.allowed_drop
+    limit = Limit(USUAL_DROP if settings.allowed_drop is None else settings.allowed_drop, settings.confidence)
     runtimes = runtimes_for(model)
     rest, rows = context.data.selection(context.seed)
     rows, held = rows.sample(SCORED_ROWS, context.seed), replace(context, data=replace(context.data, train=rest))
     named = {name: form_of(settings, form) for name, form in forms.items() if _fits(settings, form)}
     with tempfile.TemporaryDirectory() as folder:
         subjects, refused = _exported(named, runtimes, model, held, rows, Path(folder))
-        tried = [*_measured(subjects, rows, context), *refused]
-    chosen = choose(tried, allowed)
-    repaired = chosen.drop is None or chosen.drop > allowed
-    _tell(tried, chosen, repaired, allowed, rows, context)
+        tried = [*_measured(subjects, rows, context, limit), *refused]
+    chosen = choose(tried, limit)
+    repaired = not limit.holds(vars(chosen))
+    _tell(tried, chosen, repaired, limit, rows, context)
     if repaired:
-        return within(named[chosen.form], model, context, allowed)
+        return within(named[chosen.form], model, context, limit)
     return named[chosen.form].apply(model, held)
 
 
 def form_of(settings: Kind, form: Mapping[str, Any]) -> Kind:
     """Return the settings of a form, with what the user's settings say beside it."""
     own = {} if settings.embeddings is True else {"embeddings": settings.embeddings}
-    return settings.model_copy(update={"by": "nearest", "allowed_drop": None, **form, **own})
+    return settings.model_copy(update={"by": "nearest", "allowed_drop": None, "confidence": None, **form, **own})
 
 
-def choose(tried: Sequence[Tried], allowed: float) -> Tried:
+def choose(tried: Sequence[Tried], limit: Limit) -> Tried:
     """Return the fastest form within the limit; where there is none, the fastest, which is to be repaired.
 
     A form that one of the runtimes cannot hold is taken only where there is no other: any may come after.
 
     >>> forms = [Tried("a", "x", 2.0, 1, 0.5), Tried("b", "x", 1.0, 1, 3.0), Tried("floats", "x", 0.5, 1, 0.0)]
-    >>> choose(forms, 1.0).form, choose(forms, 0.1).form
+    >>> choose(forms, Limit(1.0)).form, choose(forms, Limit(0.1)).form
     ('a', 'b')
     """
     forms = [form for form in tried if form.form != FLOATS and not form.refused]
@@ -133,7 +139,7 @@ def choose(tried: Sequence[Tried], allowed: float) -> Tried:
         )
     narrow = {form.form for form in tried if form.refused}
     forms = [form for form in forms if form.form not in narrow] or forms
-    good = [form for form in forms if form.drop is not None and form.drop <= allowed]
+    good = [form for form in forms if limit.holds(vars(form))]
     return min(good or forms, key=lambda form: form.seconds or 0.0)
 
 
@@ -205,37 +211,37 @@ def _examples(rows: Encoded) -> list[dict[str, Tensor]]:
     return [{name: value for name, value in rows.batch(group).items() if name != "labels"} for group in groups]
 
 
-def _measured(subjects: Sequence[Subject], rows: Encoded, context: Context) -> list[Tried]:
+def _measured(subjects: Sequence[Subject], rows: Encoded, context: Context, limit: Limit) -> list[Tried]:
     """Time all in turns and score them on the selection rows, beside the floats."""
     names = [subject.name for subject in subjects]
     if FLOATS not in names:
         return []
     gc.collect()
-    records = measure_subjects(
+    base = names.index(FLOATS)
+    session = measure_session(
         subjects,
         rows,
         context.task.metric,
-        base=names.index(FLOATS),
+        base=base,
         threads=min(torch.get_num_threads(), default_threads()),
         rounds=ROUNDS,
         seed=context.seed,
         progress=context.progress,
     )
-    return [_tried(record) for record in records]
+    whole = session.predictions[base]
+    tried = []
+    for record, answers in zip(session.records, session.predictions, strict=True):
+        lost = limit.lost(whole, answers, session.labels, context.task.metric, seed=context.seed)
+        assert record.latency_seconds is not None
+        seconds, numbers = record.latency_seconds.typical, (lost["drop"], lost["bound"], lost["interval"])
+        tried.append(Tried(record.name, record.runtime, seconds, record.size_bytes, *numbers))
+    return tried
 
 
-def _tried(record: Measurement) -> Tried:
-    quality, latency = record.quality, record.latency_seconds
-    assert quality is not None and latency is not None
-    return Tried(record.name, record.runtime, latency.typical, record.size_bytes, -quality.difference, quality.interval)
-
-
-def _tell(
-    tried: Sequence[Tried], chosen: Tried, repaired: bool, allowed: float, rows: Encoded, context: Context
-) -> None:
+def _tell(tried: Sequence[Tried], chosen: Tried, repaired: bool, limit: Limit, rows: Encoded, context: Context) -> None:
     """Log the whole grid, and what follows from it."""
     forms = [{**vars(form), "chosen": form == chosen} for form in tried]
-    told = {"allowed": allowed, "rows": len(rows), "metric": context.task.metric, "repaired": repaired}
+    told = {**limit.told(), "rows": len(rows), "metric": context.task.metric, "repaired": repaired}
     context.log({"event": "forms", **told, "forms": forms})
     floats = [form.seconds for form in tried if form.form == FLOATS and form.seconds is not None]
     if floats and chosen.seconds is not None and min(floats) <= chosen.seconds:

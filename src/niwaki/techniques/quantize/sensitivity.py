@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import predict
 from niwaki.errors import NiwakiError
 from niwaki.losses import soft_targets
-from niwaki.measure.quality import paired_quality
 from niwaki.runtime import OUTCOMES
 from niwaki.task import Encoded, Task, outcome_of
-from niwaki.task.metrics import higher_is_better, nats
+from niwaki.task.metrics import nats
 from niwaki.technique import Context
+from niwaki.techniques.quantize.limit import Limit
 
 #: Rows that modules are ranked by: a divergence needs fewer than a metric.
 RANKED_ROWS = 256
@@ -94,8 +94,8 @@ class Answers:
     loss: float
 
 
-def within(settings: Settings, model: nn.Module, context: Context, allowed: float) -> nn.Module:
-    """Return the model packed so that it loses at most `allowed` on the selection rows.
+def within(settings: Settings, model: nn.Module, context: Context, limit: Limit) -> nn.Module:
+    """Return the model packed so that what it loses on the selection rows is within the limit.
 
     All is packed as the settings say. While that loses too much, the parts that cost most alone, by the divergence of
     their answers, go to the next higher precision: 8 bits those that had fewer, the worst first, and then floats, the
@@ -116,35 +116,34 @@ def within(settings: Settings, model: nn.Module, context: Context, allowed: floa
     tries: dict[int, dict[str, Any]] = {}
     best: list[tuple[nn.Module, list[Event]]] = []
 
-    def drop(count: int) -> float:
+    def holds(count: int) -> bool:
         told: list[Event] = []
         candidate = pack(replace(context, log=told.append), kept_after(steps, count))
-        tries[count] = _difference(whole, answers(candidate, rows, context.task), rows, context)
-        if drop_of(tries[count]) <= allowed:
+        tries[count] = _lost(limit, whole, answers(candidate, rows, context.task), rows, context)
+        if limit.holds(tries[count]):
             # each that is within the limit has fewer in higher precision than the one before
             best[:] = [(candidate, told)]
-        return drop_of(tries[count])
+        return limit.holds(tries[count])
 
-    _tell_few(rows, context, allowed)
-    count = fewest(drop, allowed, len(steps))
+    _tell_few(rows, context, limit.allowed)
+    count = fewest(holds, len(steps))
+    numbers = ("drop", "bound")
     context.log(
         {
             "event": "allowed-drop",
-            "allowed": allowed,
+            **limit.told(),
             "rows": len(rows),
             "metric": context.task.metric,
-            "tries": [{"kept": len(kept_after(steps, at)), "drop": drop_of(found)} for at, found in tries.items()],
+            "tries": [
+                {"kept": len(kept_after(steps, at)), **{key: found[key] for key in numbers}}
+                for at, found in tries.items()
+            ],
             "kept": kept_after(steps, count),
-            **({key: tries[count][key] for key in ("difference", "interval")} if best else {}),
+            **({key: tries[count][key] for key in ("difference", "interval", "bound")} if best else {}),
         }
     )
     if not best:
-        least = min(map(drop_of, tries.values()))
-        raise NiwakiError(
-            f"nothing can be packed within allowed_drop {allowed:g}: the best of {len(tries)} tries lost {least:.3g}",
-            expected="a limit that one module in integers can hold",
-            fix=f"allowed_drop: {least:.2g}, or by: gptq",
-        )
+        _refuse(limit, list(tries.values()))
     result, told = best[0]
     for event in told:
         context.log(event)
@@ -175,21 +174,21 @@ def kept_after(steps: Sequence[tuple[Part, int]], count: int) -> dict[str, int]:
     return {name: bits for part, bits in steps[:count] for name in part.modules}
 
 
-def fewest(drop: Callable[[int], float], allowed: float, most: int) -> int:
-    """Return the least count whose drop is within the limit; `most`, with which nothing is lost, is not tried.
+def fewest(holds: Callable[[int], bool], most: int) -> int:
+    """Return the least count that holds the limit; `most`, with which nothing is lost, is not tried.
 
-    Between two counts that were tried the drop is taken to fall; where it does not quite, the count that is returned
-    was within the limit all the same.
+    Between two counts that were tried the loss is taken to fall; where it does not quite, the count that is returned
+    held the limit all the same.
 
-    >>> fewest(lambda count: [3.0, 2.0, 0.9, 0.5, 0.1][count], 1.0, 5)
+    >>> fewest(lambda count: [3.0, 2.0, 0.9, 0.5, 0.1][count] <= 1.0, 5)
     2
     """
-    if drop(0) <= allowed:
+    if holds(0):
         return 0
     low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
-        if drop(middle) <= allowed:
+        if holds(middle):
             high = middle
         else:
             low = middle
@@ -229,12 +228,6 @@ def divergence(this: Answers, whole: Answers) -> float:
     return float(soft_targets(torch.from_numpy(this.logits), torch.from_numpy(whole.logits), temperature=1.0))
 
 
-def drop_of(quality: Mapping[str, Any]) -> float:
-    """Return how much worse the metric is than that of the whole model."""
-    sign = -1.0 if higher_is_better(quality["metric"]) else 1.0
-    return sign * float(quality["difference"])
-
-
 def _ranked(
     pack: Callable[[Mapping[str, int]], nn.Module],
     parts: Sequence[Part],
@@ -247,7 +240,7 @@ def _ranked(
     for part in parts:
         others = {name: FLOATS for other in parts if other != part for name in other.modules}
         this = answers(pack(others), rows, context.task)
-        difference = float(_difference(whole, this, rows, context)["difference"])
+        difference = float(_lost(Limit(0.0), whole, this, rows, context)["difference"])
         costs.append(Sensitivity(part.modules, part.bits, divergence(this, whole), this.loss - whole.loss, difference))
     costs.sort(key=lambda cost: -cost.divergence)
     told = {"rows": len(rows), "metric": context.task.metric, "modules": [asdict(cost) for cost in costs]}
@@ -255,11 +248,21 @@ def _ranked(
     return costs
 
 
-def _difference(whole: Answers, this: Answers, rows: Encoded, context: Context) -> dict[str, Any]:
+def _lost(limit: Limit, whole: Answers, this: Answers, rows: Encoded, context: Context) -> dict[str, Any]:
     classes = None if whole.logits is None else whole.logits.shape[-1]
-    metric = context.task.metric
-    return paired_quality(
-        whole.outcome, this.outcome, rows.labels, metric, num_classes=classes, resamples=2000, seed=context.seed
+    outcomes = whole.outcome, this.outcome
+    return limit.lost(*outcomes, rows.labels, context.task.metric, num_classes=classes, seed=context.seed)
+
+
+def _refuse(limit: Limit, tries: Sequence[Mapping[str, Any]]) -> NoReturn:
+    """Say that nothing could stay packed, and what could."""
+    key, sure = ("drop", "") if limit.confidence is None else ("bound", f" with confidence {limit.confidence:g}")
+    least = min(float(told[key]) for told in tries)
+    raise NiwakiError(
+        f"nothing can be packed within allowed_drop {limit.allowed:g}{sure}: the best of {len(tries)} tries lost"
+        f" {'at most ' if sure else ''}{least:.3g}",
+        expected="a limit that one module in integers can hold",
+        fix=f"allowed_drop: {least:.2g}, or by: gptq",
     )
 
 

@@ -26,6 +26,7 @@ from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.quantize import measured, rounding
 from niwaki.techniques.quantize.aware import Plan, Steps
 from niwaki.techniques.quantize.calibration import Calibration, Wanted, calibrate
+from niwaki.techniques.quantize.limit import Limit
 from niwaki.techniques.quantize.packing import DATA_FREE, ROWS, affine, pack, pack_linears
 from niwaki.techniques.quantize.reduced import ranges_told, reduces
 from niwaki.techniques.quantize.sensitivity import within
@@ -106,6 +107,9 @@ class Quantize(Technique):
         keep_range: share of the values inside a static range, in (0.5, 1]; below 1 outliers are cut.
         allowed_drop: points of the task's metric (of a language model nats, or perplexity) that may be lost on the
             selection rows, 0.5 to 1 as a rule; none: whatever is lost. 1 by default with "measured".
+        confidence: with which new rows like the selection rows lose no more than `allowed_drop`, in (0.5, 1), such as
+            0.9; by default it is the loss as counted. It wants rows that the model has not learnt from: a test split
+            beside the validation split, or a model fine-tuned with `best: true` and the same seed.
         reduce_range: keep 8-bit weights that meet rounded activations within -64..64, which processors without VNNI or
             AMX need to add products right; by default as this machine needs it.
         preset: a name for a whole setting: "int8", "int8-static", "int8-weights", "int8-embeddings-int4", "int4",
@@ -146,6 +150,7 @@ class Quantize(Technique):
     length: int | None = Field(None, ge=1)
     keep_range: float = Field(1.0, gt=0.5, le=1)
     allowed_drop: float | None = Field(None, ge=0)
+    confidence: float | None = Field(None, gt=0.5, lt=1)
     reduce_range: bool | None = None
     preset: str | None = None
 
@@ -176,6 +181,10 @@ class Quantize(Technique):
             raise ValueError(
                 f"activations {self.activations} and by awq, which is for products of floats: leave activations, which "
                 f"are then floats, or write smooth: 0.5 in place of by"
+            )
+        if self.confidence is not None and self.allowed_drop is None and self.by != "measured":
+            raise ValueError(
+                "confidence is that of allowed_drop, which is not given: write allowed_drop: 1.0 beside it"
             )
         if self.by == "measured" and any(getattr(self, name) != _default(name) for name in FOUND):
             raise ValueError(f"by: measured finds {', '.join(FOUND)}: leave them")
@@ -235,7 +244,7 @@ class Quantize(Technique):
 
     def keeping(self, kept: Mapping[str, int], names: Collection[str]) -> list[Quantize]:
         """Return the steps that pack `names` as the settings say, those in `kept` in 8 bits, or in 32 not at all."""
-        asked = self.model_copy(update={"allowed_drop": None, "skip": (*self.skip, *kept)})
+        asked = self.model_copy(update={"allowed_drop": None, "confidence": None, "skip": (*self.skip, *kept)})
         others = tuple(name for name in names if kept.get(name) != 8)
         eight = Quantize(activations="none", embeddings=bool(self.embeddings), skip=(*self.skip, *others))
         return [asked] * (len(kept) < len(names)) + [eight] * (len(others) < len(names))
@@ -281,7 +290,7 @@ class Quantize(Technique):
         if self.by == "measured":
             return measured.fastest(self, FORMS, model, context)
         if self.allowed_drop is not None:
-            return within(self, model, context, self.allowed_drop)
+            return within(self, model, context, Limit(self.allowed_drop, self.confidence))
         linears, tables = self.chosen(model)
         heads = self._heads(model, linears, tables)
         own = [name for name in linears if name not in heads]
