@@ -19,7 +19,7 @@ from niwaki.report import drawing
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "how-to" / "pruning-in-sentiment-analysis.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
-STAGES = ("post", "curves", "retrained", "sparse-50", "sparse-90", "learnt-60", "learnt-90")
+STAGES = ("curves", "retrained", "sparse-50", "sparse-90", "learnt-60", "learnt-90")
 #: By a run's name: its line in the picture. Names end in the share kept and how it was trained, or in gone and seed.
 ONE_SHOT = re.compile(r"(?P<by>[a-z-]+)-(?P<share>0\.\d+)(?:-(?P<how>retrained|inside))?")
 SEEDED = re.compile(r"(?P<by>sparse|learnt)-(?P<gone>\d+)-\d")

@@ -84,7 +84,7 @@ def carried_out(name: str) -> tuple[dict[str, Any], list[Any]]:
 
 def post(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     """Half of heads and neurons gone without training; the better of the two methods is reported under the bar."""
-    runs = {by: run(base, task, f"{by}-0.5", [half(by)]) for by in ("mask-search", "second-order")}
+    runs = {by: run(base, task, f"post-{by}", [at_once(by, examples=2048)]) for by in ("mask-search", "second-order")}
     rows = measured(base, runs.values(), task)
     drops = {by: drop(rows[one.name]) for by, one in runs.items()}
     best = min(drops, key=lambda by: drops[by])
@@ -111,14 +111,14 @@ def family(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
 
 def curves(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     """Quality against what is kept, of heads and neurons at once without training."""
-    runs = [run(base, task, f"{by}-{share:g}", [half(by, share)]) for by in ONE_SHOT for share in SHARES]
+    runs = [run(base, task, f"{by}-{share:g}", [at_once(by, share)]) for by in ONE_SHOT for share in SHARES]
     return {}, records_of(measured(base, runs, task))
 
 
 def retrained(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
-    """The same at half, one epoch of distillation after the cut; and that epoch with the cut inside it."""
-    after = Train(epochs=1, together=(DISTILL,), average=0.998, **RATE)
-    runs = [run(base, task, f"{by}-0.5-retrained", [half(by), after]) for by in ONE_SHOT]
+    """The same at half, half an epoch of distillation after the cut; and that half with the cut inside it."""
+    after = Train(epochs=0.5, together=(DISTILL,), average=0.995, **RATE)
+    runs = [run(base, task, f"{by}-0.5-retrained", [at_once(by), after]) for by in ONE_SHOT]
     for by in ("movement", "first-order"):
         inside = Prune(by=by, keep_heads=0.5, keep_neurons=0.5, end=0.6)
         runs.append(run(base, task, f"{by}-0.5-inside", [after.model_copy(update={"together": (DISTILL, inside)})]))
@@ -178,8 +178,8 @@ STAGES: dict[str, OfModel] = {
 }
 
 
-def half(by: str, share: float = 0.5) -> Prune:
-    return Prune(by=by, keep_heads=share, keep_neurons=share, examples=2048)
+def at_once(by: str, share: float = 0.5, examples: int = 512) -> Prune:
+    return Prune(by=by, keep_heads=share, keep_neurons=share, examples=examples)
 
 
 def run(base: Path, task: Task, name: str, steps: list[Any], seed: int = 0) -> Run:
