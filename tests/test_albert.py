@@ -15,6 +15,7 @@ from niwaki.artifacts import FORMATS, examples_of, write_artifact
 from niwaki.calibrate import cross_products, input_products, inputs_of
 from niwaki.checkpoint import load, save
 from niwaki.errors import NiwakiError
+from niwaki.export.prepare import LeanClassifier, prepare
 from niwaki.measure.counting import count_macs_per_token, count_parameters, module_table
 from niwaki.removal import parts_of
 from niwaki.surgery import keep_layers, narrow_heads
@@ -112,6 +113,23 @@ def test_training_teaches_all_uses_and_prunes_them(context: Context, tmp_path: P
     learnt = Prune(by="hard-concrete", keep={"parameters": 0.4}, multiple_of=8)
     cut = short_train((learnt,), context).run(fresh(context), context)
     assert count_parameters(cut) < count_parameters(context.base)
+
+
+def test_the_rewritten_model_is_the_same_function(context: Context) -> None:
+    """The layer runs as often as it did, at last for the first token alone, and stands in the rewriting once."""
+    prepared = prepare(context.base, token_types=False)
+    assert isinstance(prepared, LeanClassifier)
+    widths: list[int] = []
+    for up in {layer.up for layer in prepared.layers}:  # type: ignore[union-attr]
+        up.register_forward_hook(lambda module, inputs, output: widths.append(inputs[0].shape[1]))
+    batch = next(iter(context.calibration_batches(8)))
+    mask = batch["attention_mask"]
+    with torch.no_grad():
+        found = prepared(batch["input_ids"], mask)
+        wanted = context.base(**inputs_of(batch)).logits
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert widths[:USES] == [mask.shape[1]] * (USES - 1) + [1]
+    assert count_parameters(prepared) <= count_parameters(context.base)
 
 
 def test_a_file_holds_the_layer_once(context: Context, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def masks(gone: int, by: str, epochs: float, learning_rate: float) -> Train:
 #: The long trainings, each done with every seed.
 TRAININGS: dict[str, list[Train]] = {
     "sparse-50": [masks(50, "magnitude", 1, learning_rate=1e-4)],
-    "sparse-90": [masks(90, "movement", 2, learning_rate=1.5e-4)],
+    "sparse-90": [masks(90, "magnitude", 2, learning_rate=1.5e-4)],
     "learnt-60": [gates(60), Train(epochs=1.5, together=(NEAREST,), average=0.998, **RATE)],
     "learnt-90": [gates(90), Train(epochs=3, together=(NEAREST,), average=0.998, **RATE)],
 }

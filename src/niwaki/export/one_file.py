@@ -65,6 +65,27 @@ def _domains(models: Sequence[ModelProto]) -> list[Any]:
     return list({domain.domain: domain for model in models for domain in model.opset_import}.values())
 
 
+def _hold_once(segments: Sequence[GraphProto]) -> None:
+    """Take tensors out of segments that one before them holds; a branch sees what stands outside of it.
+
+    Layers that share weights, or run again and again, are then in the file as often as in the model: once.
+    """
+    held: dict[bytes, str] = {}
+    for segment in segments:
+        renamed = {}
+        for tensor in segment.initializer:
+            name, tensor.name = tensor.name, ""
+            first = held.setdefault(tensor.SerializeToString(deterministic=True), name)
+            tensor.name = name
+            if first != name:
+                renamed[name] = first
+        for at in reversed(range(len(segment.initializer))):
+            if segment.initializer[at].name in renamed:
+                del segment.initializer[at]
+        for node in segment.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
 @dataclass
 class _Graph:
     """Gather what a graph, or a branch, is made of."""
@@ -109,6 +130,7 @@ class _Stages:
         self.source = graphs[0]
         self.classes = graphs[0].output[0].type.tensor_type.shape.dim[1].dim_value
         self.segments = [compose.add_prefix_graph(graph, f"segment-{at}/") for at, graph in enumerate(graphs)]
+        _hold_once(self.segments)
 
     def graph(self) -> GraphProto:
         """Return the whole graph."""

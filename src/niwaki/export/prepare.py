@@ -38,6 +38,13 @@ _KNOWN = {
     "roberta": ("RobertaForSequenceClassification", "RobertaLayer", "RobertaSelfAttention"),
     "electra": ("ElectraForSequenceClassification", "ElectraLayer", "ElectraSelfAttention"),
     "distilbert": ("DistilBertForSequenceClassification", "TransformerBlock", "DistilBertSelfAttention"),
+    "albert": ("AlbertForSequenceClassification", "AlbertLayer", "AlbertAttention"),
+}
+
+#: The linear before the classifier, and its activation, of families that have them beside each other.
+_BEFORE: dict[str, tuple[str, Any]] = {
+    "distilbert": ("pre_classifier", torch.relu),
+    "albert": ("albert.pooler", torch.tanh),
 }
 
 
@@ -88,16 +95,11 @@ class LeanClassifier(nn.Module):
         super().__init__()
         model = anatomy.model
         self.embeddings = LeanEmbeddings(anatomy, token_types)
-        last = anatomy.num_layers - 1
         apart = shares_with_last(anatomy)
-        self.layers = nn.ModuleList(
-            LeanLayer(
-                layer,
-                first_token=layer.index == last and _is_enough(layer),
-                merges=layer.index not in apart,
-            )
-            for layer in anatomy.layers
-        )
+        inner = [LeanLayer(layer, first_token=False, merges=layer.index not in apart) for layer in anatomy.layers]
+        final = anatomy.layers[-1]
+        last = LeanLayer(final, first_token=_is_enough(final), merges=final.index not in apart)
+        self.layers = nn.ModuleList([*(inner * anatomy.uses)[:-1], last])
         self.head = cast("Callable[[Tensor], Tensor]", _Head(model, anatomy.family.name))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
@@ -127,9 +129,7 @@ class LeanEmbeddings(nn.Module):
         self.positions = source.position_embeddings
         self.types = getattr(source, "token_type_embeddings", None)
         self.norm = source.LayerNorm
-        backbone = anatomy.model.get_submodule(anatomy.family.backbone)
-        path = anatomy.family.embedding_projection
-        self.projection = getattr(backbone, path, None) if path else None
+        self.projection = anatomy.embedding_projection
         self.pad = int(source.padding_idx) if anatomy.family.name == "roberta" else None
         if self.types is not None and not token_types:
             self._fold_first_type(table_of(self.types)[0])
@@ -177,7 +177,6 @@ class LeanLayer(nn.Module):
 
     def __init__(self, layer: Layer, first_token: bool, merges: bool = True) -> None:
         super().__init__()
-        module: Any = layer.module
         self.first_token = first_token
         self.heads, self.neurons = layer.heads, layer.neurons
         self.scaling = layer.head_size**-0.5
@@ -191,8 +190,7 @@ class LeanLayer(nn.Module):
             self.projections = Together(shared, merges)
         self.output, self.attention_norm = layer.part("output"), layer.part("attention_norm")
         self.up, self.down, self.output_norm = layer.part("up"), layer.part("down"), layer.part("output_norm")
-        feed_forward = module.ffn if layer.family.name == "distilbert" else module.intermediate
-        self.activation = getattr(feed_forward, "activation", None) or feed_forward.intermediate_act_fn
+        self.activation = _activation_of(layer)
 
     def forward(self, hidden_BTD: Tensor, mask_B1QT: Tensor) -> Tensor:
         """Return hidden states (B, Q, D)."""
@@ -232,15 +230,24 @@ class _Head(nn.Module):
         super().__init__()
         self.classifier = model.classifier
         self.pooler = model.bert.pooler if family == "bert" else None
-        self.before = model.pre_classifier if family == "distilbert" else None
+        path, self.activation = _BEFORE.get(family, ("", None))
+        self.before = model.get_submodule(path) if path else None
 
     def forward(self, hidden_BQD: Tensor) -> Tensor:
         """Return logits (B, C)."""
         if self.pooler is not None:
             return cast(Tensor, self.classifier(self.pooler(hidden_BQD)))
         if self.before is not None:
-            return cast(Tensor, self.classifier(torch.relu(self.before(hidden_BQD[:, 0]))))
+            return cast(Tensor, self.classifier(self.activation(self.before(hidden_BQD[:, 0]))))
         return cast(Tensor, self.classifier(hidden_BQD))
+
+
+def _activation_of(layer: Layer) -> Any:
+    """Return the function between a feed-forward's linears."""
+    module: Any = layer.module
+    name = layer.family.name
+    holder = module if name == "albert" else module.ffn if name == "distilbert" else module.intermediate
+    return getattr(holder, "activation", None) or holder.intermediate_act_fn
 
 
 def _is_enough(layer: Layer) -> bool:
@@ -250,14 +257,14 @@ def _is_enough(layer: Layer) -> bool:
 
 
 def shares_with_last(anatomy: Anatomy) -> set[int]:
-    """Return the last layer and those that share its key's or value's weight, or nothing where none does.
+    """Return the last layer and those that share its key's or value's weight, or nothing where it runs once, alone.
 
     The last layer's query stands apart from its key and value; so the products of those that share its weights do not
     become one, or the file would hold these weights twice.
     """
     weights = [{one for role in ("key", "value") for one in _tensors(layer.part(role))} for layer in anatomy.layers]
     sharing = {index for index, own in enumerate(weights) if own & weights[-1]}
-    return sharing if len(sharing) > 1 else set()
+    return sharing if len(sharing) > 1 or anatomy.uses > 1 else set()
 
 
 def _tensors(linear: nn.Module) -> set[int]:

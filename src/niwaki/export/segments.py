@@ -75,17 +75,17 @@ class Segments(nn.Module):
         if not is_known(model):
             raise NiwakiError(
                 f"a {type(model).__name__} with exits cannot be cut into segments",
-                expected="a classifier of the families bert, roberta, electra or distilbert",
+                expected="a classifier of the families bert, roberta, electra, distilbert or albert",
                 fix="the PyTorch runtime, which opens the run folder itself",
             )
         anatomy = anatomy_of(model)
         whole = LeanClassifier(anatomy, token_types)
         exits = cast(Exits, model.exits)
         self.rule = rule_of(exits)
-        ends = [0, *(layer + 1 for layer in self.rule.layers), anatomy.num_layers]
+        ends = [0, *(layer + 1 for layer in self.rule.layers), anatomy.depth]
         heads: list[Any] = [*exits.heads.values(), whole.head]
         self.segments = nn.ModuleList(
-            Segment(whole.layers[start:stop], head, None if start else whole.embeddings, stop < anatomy.num_layers)
+            Segment(whole.layers[start:stop], head, None if start else whole.embeddings, stop < anatomy.depth)
             for (start, stop), head in zip(pairwise(ends), heads, strict=True)
         )
 
