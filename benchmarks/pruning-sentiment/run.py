@@ -53,15 +53,15 @@ def gates(gone: int) -> Train:
     return Train(epochs=1.5, together=(NEAREST, prune), **RATE)
 
 
-def masks(gone: int, by: str, epochs: float, learning_rate: float) -> Train:
-    prune = Prune(by=by, keep_weights=1 - gone / 100, end=0.6)
+def masks(gone: int, by: str, epochs: float, end: float, learning_rate: float) -> Train:
+    prune = Prune(by=by, keep_weights=1 - gone / 100, end=end)
     return Train(epochs=epochs, together=(DISTILL, prune), average=0.998, **RATE | {"learning_rate": learning_rate})
 
 
 #: The long trainings, each done with every seed.
 TRAININGS: dict[str, list[Train]] = {
-    "sparse-50": [masks(50, "magnitude", 1, learning_rate=1e-4)],
-    "sparse-90": [masks(90, "magnitude", 2, learning_rate=1.5e-4)],
+    "sparse-50": [masks(50, "magnitude", 1, end=0.6, learning_rate=1e-4)],
+    "sparse-90": [masks(90, "magnitude", 4, end=0.4, learning_rate=1.5e-4)],
     "learnt-60": [gates(60), Train(epochs=1.5, together=(NEAREST,), average=0.998, **RATE)],
     "learnt-90": [gates(90), Train(epochs=3, together=(NEAREST,), average=0.998, **RATE)],
 }
