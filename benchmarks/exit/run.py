@@ -11,8 +11,6 @@ quantizes the trained model first.
 
 from __future__ import annotations
 
-import csv
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from common import FINE_TUNING, data_folder, fine_tuned, run_stages, runs_folder, sentiment
+from common import FINE_TUNING, fine_tuned, halved, run_stages, runs_folder, sentiment
 
 from niwaki.anatomy import label_names, longest_input
 from niwaki.artifacts import artifact_of, examples_of
@@ -69,26 +67,12 @@ def folded(prefix: str, steps: list[Any]) -> tuple[dict[str, Any], list[Any]]:
     trained = made(base, [TRAINED], sentiment(), "floats")
     found, records = [], []
     for half in (0, 1):
-        task = halved(half)
+        task = halved(half, runs_folder(CASE))
         figures, rows = judged(made(trained, steps, task, f"{prefix}-{half}"), base, task)
         found.append(figures)
         records += [{"half": half, **row} for row in rows]
     means = {name: float(np.mean([figures[name] for figures in found])) for name in found[0]}
     return named(prefix, means), records
-
-
-def halved(half: int) -> Task:
-    """Return the task with every second validation row for selection, and those between as its test split."""
-    folder = runs_folder(CASE) / f"data-{half}"
-    if not (folder / "test.csv").is_file():
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(data_folder() / "sst2" / "train.csv", folder / "train.csv")
-        with (data_folder() / "sst2" / "validation.csv").open(encoding="utf-8", newline="") as file:
-            head, *rows = csv.reader(file)
-        for name, first in (("validation", half), ("test", 1 - half)):
-            with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([head, *rows[first::2]])
-    return Task("text-classification", data=str(folder))
 
 
 def named(prefix: str, figures: dict[str, Any]) -> dict[str, Any]:

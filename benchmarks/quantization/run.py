@@ -10,6 +10,7 @@ embeddings and head stay in floats; groups of 32 inputs, of 43 where the width i
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import rounding_speed
 import streaming
-from common import FINE_TUNING, fine_tuned, models_folder, records_of, run_stages, runs_folder, sentiment, stories
+from common import (
+    FINE_TUNING,
+    fine_tuned,
+    halved,
+    models_folder,
+    records_of,
+    run_stages,
+    runs_folder,
+    sentiment,
+    stories,
+)
 from peers import beside_peers
 
 from niwaki.anatomy import label_names, longest_input
 from niwaki.checkpoint import load, load_tokenizer
 from niwaki.comparison import compare
-from niwaki.demo import find_base
-from niwaki.finetune import finetune
 from niwaki.measure import Measurement
 from niwaki.measure.timing import pad_rows, time_in_turns
 from niwaki.recipe import Recipe
@@ -97,20 +106,26 @@ def figures_of(rows: list[Measurement]) -> dict[str, Any]:
 def mixed() -> tuple[dict[str, Any], list[Any]]:
     """Keep modules in more bits until a loss of more than 0.3 is unlikely, in the fastest form; see what is lost.
 
-    The base of this stage has not learnt from the selection rows, which a base that has is all too sure of; what is
-    lost is counted on the validation rows, which neither of the two has seen.
+    That is found on every second validation row and counted on the rows between, and the other way round. Figures are
+    means of the two.
     """
-    task, folder = sentiment(), runs_folder(CASE)
-    base = finetune(find_base(), task, folder / "base-with-selection", **FINE_TUNING, best=True).folder
-    run = compress(base, Recipe([MIXED]), task, folder / "mixed", measure=False, progress=False)
-    rows = compare(base, run.folder, task=task, runtimes=["onnxruntime", "openvino"], progress=False).rows
-    best = {name: fastest([row for row in rows if row.name == name]) for name in ("base", run.name)}
-    figures = {
-        "mixed_drop": -best[run.name].quality.difference,
-        "mixed_speedup": latency(best["base"]) / latency(best[run.name]),
-        "mixed_runtime": best[run.name].runtime,
-    }
-    return figures, [row.model_dump(mode="json") for row in rows]
+    base, found, records = fine_tuned(sentiment()), [], []
+    for half in (0, 1):
+        task, out = halved(half, runs_folder(CASE)), runs_folder(CASE) / f"mixed-{half}"
+        run = compress(base, Recipe([MIXED]), task, out, measure=False, progress=False)
+        rows = compare(base, run.folder, task=task, runtimes=["onnxruntime", "openvino"], progress=False).rows
+        whole = fastest([row for row in rows if row.name == base.name])
+        small = next(row for row in rows if row.name == run.name and row.runtime == chosen_runtime(run.folder))
+        found.append({"mixed_drop": -small.quality.difference, "mixed_speedup": latency(whole) / latency(small)})
+        records += [{"half": half, **row.model_dump(mode="json")} for row in rows]
+    return {name: float(np.mean([figures[name] for figures in found])) for name in found[0]}, records
+
+
+def chosen_runtime(folder: Path) -> str:
+    """Return the runtime that a run with `by: measured` was made for."""
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+    forms = [event["forms"] for event in events if event["event"] == "forms"][-1]
+    return next(form["runtime"] for form in forms if form["chosen"])
 
 
 def batches() -> tuple[dict[str, Any], list[Any]]:

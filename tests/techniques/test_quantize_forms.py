@@ -210,7 +210,7 @@ def written(model: nn.Module, examples: Sequence[Any], path: Path) -> None:
 
 
 def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Static is fastest and loses too much; the weights are next."""
+    """Static is fastest and loses too much, and is slow with modules in floats; the weights are next."""
     seconds = {("int8 static", "onnxruntime"): 1.0, ("int8 weights", "onnxruntime"): 2.0}
     monkeypatch.setattr(measured, "measure_session", Clock(seconds, {"int8 static": 2}))
     monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
@@ -220,7 +220,7 @@ def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypat
     kinds = {module.activations for module in model.modules() if isinstance(module, QuantizedLinear)}
     assert kinds == {"none"}
     forms = of(events, "forms")["forms"]
-    assert [form["form"] for form in forms] == ["floats", *FORMS]
+    assert [form["form"] for form in forms] == ["floats", *FORMS, "int8 static, mixed"]
     assert [form["form"] for form in forms if form["refused"]] == ["int4"]
     assert [form["form"] for form in forms if form["chosen"]] == ["int8 weights"] and not of(events, "forms")[
         "repaired"
@@ -228,6 +228,19 @@ def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypat
     assert not [event for event in events if "faster than the floats" in str(event.get("note"))]
     (table,) = told_of(events)
     assert table.lines[0][:2] == ("int8 static", "onnxruntime") and table.lines[1][2] == "chosen"
+
+
+def test_a_faster_form_with_modules_in_floats_is_taken(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Static loses too much as it stands; with some modules in floats it does not, and is faster than the weights."""
+    seconds = {(form, "onnxruntime"): at for form, at in (("int8 static", 1.0), ("int8 static, mixed", 1.5))}
+    monkeypatch.setattr(measured, "measure_session", Clock(seconds, {"int8 static": 2}))
+    monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
+    monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
+    context, events = logging(context)
+    model = Quantize(by="measured").apply(fresh(context), context)
+    kinds = {module.activations for module in model.modules() if isinstance(module, QuantizedLinear)}
+    assert kinds == {"static"} and of(events, "allowed-drop")["allowed"] == 1.0
+    assert [form["form"] for form in of(events, "forms")["forms"] if form["chosen"]] == ["int8 static, mixed"]
 
 
 def test_a_form_beyond_the_limit_is_repaired(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
