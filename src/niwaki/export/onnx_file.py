@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from niwaki.export.packed import InBlocks, replaced
 from niwaki.export.quiet import quiet
+from niwaki.layers.dropping import MOST_TOKENS
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -66,8 +67,8 @@ def write_onnx(
 
 
 def _translations() -> dict[Any, Any]:
-    """Return what each operator of `niwaki.layers.integer` becomes in ONNX."""
-    from onnxscript import FLOAT
+    """Return what each operator of `niwaki.layers` becomes in ONNX."""
+    from onnxscript import FLOAT, INT64
     from onnxscript import opset23 as op
 
     def linear_int8(quantized: Any, scale: Any, zero: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
@@ -81,8 +82,18 @@ def _translations() -> dict[Any, Any]:
         result = op.Mul(op.MatMul(hidden, wide), weight_scale)
         return result if bias is None else op.Add(result, bias)
 
+    def to_front(stays: Any) -> Any:
+        wide = op.Cast(stays, to=INT64.dtype)
+        longest = op.ReduceMax(op.ReduceSum(wide, op.Constant(value_ints=[1]), keepdims=0), keepdims=0)
+        tokens = op.Gather(op.Shape(stays), op.Constant(value_int=1))
+        place = op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1))
+        order = op.Sub(op.Mul(wide, op.Constant(value_int=MOST_TOKENS)), place)
+        _, index = op.TopK(order, op.Reshape(longest, op.Constant(value_ints=[1])))
+        return index
+
     operators = torch.ops.niwaki
     return {
+        operators.to_front.default: to_front,
         operators.quantize_dynamic.default: lambda hidden: op.DynamicQuantizeLinear(hidden),
         operators.quantize_static.default: lambda hidden, scale, zero: op.QuantizeLinear(hidden, scale, zero),
         operators.linear_int8.default: linear_int8,
