@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import FAMILIES, Anatomy, Layer, anatomy_of
+from niwaki.errors import NiwakiError
 from niwaki.export.together import Together, alike
 from niwaki.layers.attention import Mechanism, apart, attend, side_by_side
 from niwaki.layers.codebook import in_floats
-from niwaki.layers.dropping import TokenDropper, attend_and_score, taken, to_front
+from niwaki.layers.dropping import TokenDropper, attend_and_score, droppers_of, taken, to_front
 from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding
 from niwaki.layers.packed import PackedEmbedding
@@ -49,9 +50,19 @@ def prepare(model: nn.Module, token_types: bool) -> nn.Module:
     Args:
         model: in eval mode; it is not changed, and its modules are shared with the result.
         token_types: whether the artifact takes token types; else they are all 0.
+
+    Raises:
+        NiwakiError: it drops tokens, and is not one that is rewritten.
     """
     model = in_floats(model)
-    return LeanClassifier(anatomy_of(model), token_types) if is_known(model) else AsItStands(model)
+    if is_known(model):
+        return LeanClassifier(anatomy_of(model), token_types)
+    if droppers_of(model):
+        raise NiwakiError(
+            f"a {type(model).__name__} that drops tokens has parts that export does not know",
+            expected=f"a plain classifier: {', '.join(classifier for classifier, *_ in _KNOWN.values())}",
+        )
+    return AsItStands(model)
 
 
 def is_known(model: nn.Module) -> bool:
@@ -213,7 +224,7 @@ class LeanLayer(nn.Module):
         real_BT = mask_B11T[:, 0, 0]
         states = (apart(states_BTD, self.heads) for states_BTD in self._project(hidden_BTD))
         context_BHTS, scores_BT = attend_and_score(*states, real_BT, self.scaling)
-        stays_BT = self.dropper.stays(scores_BT, real_BT)
+        stays_BT = self.dropper(scores_BT, real_BT)
         index_BK = to_front(stays_BT)
         context_BKD = taken(side_by_side(context_BHTS), index_BK)
         hidden_BKD = self._feed(self.output(context_BKD) + taken(hidden_BTD, index_BK))

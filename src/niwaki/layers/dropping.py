@@ -69,13 +69,13 @@ class TokenDropper(nn.Module):
             self.kept_B = self.margin_B = None
         return idle
 
-    def stays(self, scores_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """Return which tokens stay, (B, T).
+    def forward(self, scores_BT: Tensor, real_BT: Tensor) -> Tensor:
+        """Return which tokens stay, (B, T), by how much attention each received; who watches it sees both.
 
         >>> scores, real = torch.tensor([[0.1, 0.2, 0.4, 0.3, 0.0]]), torch.tensor([[True, True, True, True, False]])
-        >>> TokenDropper("share", 0.5).stays(scores, real).tolist()
+        >>> TokenDropper("share", 0.5)(scores, real).tolist()
         [[True, False, True, False, False]]
-        >>> TokenDropper("threshold", 0.25).stays(scores, real).tolist()
+        >>> TokenDropper("threshold", 0.25)(scores, real).tolist()
         [[True, False, True, True, False]]
         """
         place_T = torch.arange(scores_BT.shape[1], device=scores_BT.device)
@@ -105,7 +105,7 @@ class TokenDropper(nn.Module):
     def choose(self, scores_BT: Tensor, mask_B11T: Tensor) -> None:
         """Choose by scores, and thin the mask of the pass, whose first T entries they belong to."""
         tokens = scores_BT.shape[1]
-        stays_BT = self.stays(scores_BT, mask_B11T[:, 0, 0, :tokens])
+        stays_BT: Tensor = self(scores_BT, mask_B11T[:, 0, 0, :tokens])
         if self.form == "masked":
             mask_B11T[:, 0, 0, :tokens] = stays_BT
             return

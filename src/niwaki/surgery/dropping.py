@@ -30,6 +30,14 @@ def drop_tokens(model: nn.Module, *, by: By, levels: list[float], from_length: i
             shares in (0, 1] of the tokens that came into the layer, 1 keeps all.
         from_length: a row with fewer tokens than this in front of a layer keeps all of them there.
     """
+    stand_droppers(model, by, levels, from_length)
+
+
+def stand_droppers(model: nn.Module, by: By, levels: list[float], from_length: int = 0) -> None:
+    """Do what `drop_tokens` does without a word in the journal: to try levels, or to learn them.
+
+    This is no edit: whoever uses it ends with the edit.
+    """
     require_droppable(model)
     layers = anatomy_of(model).layers
     if by not in get_args(By):
@@ -38,7 +46,7 @@ def drop_tokens(model: nn.Module, *, by: By, levels: list[float], from_length: i
     if len(levels) != len(layers) - 1 or not lowest_fits or not all(level <= 1 for level in levels):
         raise NiwakiError(
             f"levels are {levels}",
-            expected=f"{len(layers) - 1} numbers in {'(0, 1]' if by == 'share' else '[0, 1]'}, one a layer but the last",
+            expected=f"{len(layers) - 1} numbers in {'(0, 1]' if by == 'share' else '[0, 1]'}, none of the last layer",
         )
     if from_length < 0:
         raise NiwakiError(f"from_length is {from_length}", expected="a number of tokens from 0")
@@ -52,6 +60,15 @@ def drop_tokens(model: nn.Module, *, by: By, levels: list[float], from_length: i
     for layer in layers:  # a layer that was copied has a config of its own
         if hasattr(layer.attention, "config"):
             layer.attention.config._attn_implementation = IMPLEMENTATION  # type: ignore[union-attr]
+
+
+def levels_of(model: nn.Module, by: By) -> list[float]:
+    """Return the level at which each layer but the last drops tokens, of a model that drops by another kind neutral."""
+    found: list[float] = []
+    for layer in anatomy_of(model).layers[:-1]:
+        dropper = getattr(layer.attention, "dropper", None)
+        found.append(dropper.level if isinstance(dropper, TokenDropper) and dropper.by == by else NEUTRAL[by])
+    return found
 
 
 def require_droppable(model: nn.Module) -> None:
