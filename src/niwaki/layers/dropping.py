@@ -194,7 +194,7 @@ def answer(
     """Return the attention's answer, (B, T, H, S), and no weights; where the layer drops tokens, choose which."""
     dropper: TokenDropper | None = getattr(module, "dropper", None)
     tokens = key_BHTS.shape[2]
-    mask_B11T = attention_mask[..., :tokens]
+    mask_B11T = attention_mask[..., :tokens].clone()  # what is kept for the way back may not be thinned
     states = (query_BHTS, key_BHTS, value_BHTS)
     if dropper is None or dropper.is_idle(tokens):
         context_BHTS = functional.scaled_dot_product_attention(*states, mask_B11T, dropout, scale=scaling)

@@ -153,7 +153,14 @@ def _check_dropped(steps: Sequence[Step]) -> None:
     """Refuse what needs every token in every layer, in or behind a step that lets layers drop some."""
     drops = ""
     for index, step in enumerate(steps):
-        drops = drops or next((part.name for part in _parts(step) if part.drops_tokens), "")
+        dropping = [part.name for part in _parts(step) if part.drops_tokens]
+        if len(dropping) > 1:
+            raise NiwakiError(
+                f"{' and '.join(dropping)} both say which tokens go",
+                expected=f"at most one {dropping[0]} in one train",
+                place=f"steps[{index}].together",
+            )
+        drops = drops or next(iter(dropping), "")
         needs = next((part for part in _parts(step) if part.without_dropping), None)
         if drops and needs is not None:
             raise NiwakiError(
