@@ -353,15 +353,22 @@ def test_shares_fall_while_it_trains(context: Context) -> None:
         assert companion.ready(progress) == (progress >= 0.5)
     assert shares[0] == 1.0 and shares[1] == pytest.approx((1 + shares[2]) / 2) and shares[2] == shares[3]
     model = companion.finish(model)
-    assert token_shares(model, context.data.selection(0)[1]).mean == pytest.approx(0.5, abs=0.06)  # whole tokens
+    found = token_shares(model, context.data.selection(0)[1])
+    once = [max(1, math.ceil(length * shares[-1] - 1e-3)) for length in found.length_N]
+    twice = [max(1, math.ceil(length * shares[-1] - 1e-3)) for length in once]
+    assert found.kept_NL.tolist() == [[*row, row[-1]] for row in zip(once, twice, strict=True)]
     assert all(dropper.form == "cropped" for dropper in droppers_of(model))
 
 
-def test_an_interrupted_training_ends_the_same(context: Context, run_until: Any) -> None:
-    train = Train(together=(DropTokens(threshold_rate=0.1),), epochs=1, batch_size=8, checkpoint_seconds=1e-6)
-    whole = train.run(fresh(context), context)
-    run_until(train, context, 8)
-    again = train.run(fresh(context), context)
+def test_an_interrupted_training_ends_the_same(context: Context, run_until: Any, tmp_path: Path) -> None:
+    """Interrupted in its hard half, where thresholds are held."""
+    train = Train(together=(DropTokens(threshold_rate=0.1),), epochs=1, batch_size=16, checkpoint_seconds=1e-6)
+    straight, interrupted = (replace(context, workspace=tmp_path / name) for name in ("straight", "interrupted"))
+    for one in (straight, interrupted):
+        one.workspace.mkdir()
+    whole = train.run(fresh(context), straight)
+    run_until(train, interrupted, 4)
+    again = train.run(fresh(context), interrupted)
     assert levels_of(again, "threshold") == levels_of(whole, "threshold")
     assert torch.equal(logits(again, context), logits(whole, context))
 
@@ -371,7 +378,7 @@ def test_an_interrupted_training_ends_the_same(context: Context, run_until: Any)
 
 @pytest.mark.parametrize(
     ("name", "by", "levels", "packed"),
-    [("distilbert", *LEVELS[1], False), ("bert", *LEVELS[0], True)],
+    [("distilbert", "threshold", [0.05, 0.1], False), ("bert", "share", [0.7, 0.7], True)],
     ids=["threshold", "share-int8"],
 )
 def test_onnx_computes_fewer_tokens(
@@ -381,7 +388,7 @@ def test_onnx_computes_fewer_tokens(
     import onnx
     import onnxruntime
 
-    model, batch = tiny_model(name, layers=4), tiny_batch(name)
+    model, batch = tiny_model(name, layers=3), tiny_batch(name)
     drop_tokens(model, by=by, levels=levels)
     if packed:
         for module in list(anatomy_of(model).linear_names()):
@@ -404,8 +411,8 @@ def test_onnx_computes_fewer_tokens(
 
 def test_openvino_agrees(tiny_model: Any, tiny_batch: Any, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    model, batch = tiny_model("roberta", layers=3), tiny_batch("roberta")
-    drop_tokens(model, by="share", levels=[0.6, 0.6], from_length=6)
+    model, batch = tiny_model("roberta"), tiny_batch("roberta")
+    drop_tokens(model, by="share", levels=[0.6], from_length=6)
     parity = export_openvino(model, [batch, alone(batch, 3)], tmp_path / "model.xml")
     assert parity.agreement == 1.0 and parity.largest_difference < 1e-3
 

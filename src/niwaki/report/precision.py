@@ -1,4 +1,4 @@
-"""Tell where the accuracy of a quantized model was lost, which forms of it were tried, and what exits and dropping cost."""
+"""Tell where the accuracy of a quantized model was lost, which forms were tried, and what exits and dropping cost."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def stand_droppers(model: nn.Module, by: By, levels: list[float], from_length: i
     if from_length < 0:
         raise NiwakiError(f"from_length is {from_length}", expected="a number of tokens from 0")
     for layer, level in zip(layers, [*levels, NEUTRAL[by]], strict=True):
-        _take_away(layer)
+        take_dropper_away(layer)
         if level != NEUTRAL[by] and layer.heads:
             _put(layer, TokenDropper(by, float(level), from_length))
     register()
@@ -134,8 +134,8 @@ def _put(layer: Layer, dropper: TokenDropper) -> None:
     norm.dropper = dropper
 
 
-def _take_away(layer: Layer) -> None:
-    """Leave attention and norm as they were."""
+def take_dropper_away(layer: Layer) -> None:
+    """Leave attention and norm of a layer as they are without one; where there is none, do nothing."""
     norm = layer.part("attention_norm")
     if isinstance(norm, DroppingNorm):
         del norm.dropper
