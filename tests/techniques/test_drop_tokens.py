@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -189,6 +190,16 @@ def test_later_layers_compute_fewer_tokens(tiny_model: Any, tiny_batch: Any) -> 
     half, quarter = math.ceil(longest / 2), math.ceil(math.ceil(longest / 2) / 2)
     assert seen == [(longest, half), (half, half), (half, quarter), (quarter, quarter)]
     assert len(droppers_of(model)) == 2, "a layer that keeps all has no scores to compute"
+
+
+def test_a_copy_takes_nothing_of_the_last_pass_over(tiny_model: Any, tiny_batch: Any) -> None:
+    model, batch = tiny_model("bert"), tiny_batch("bert")
+    drop_tokens(model, by="share", levels=[0.5])
+    model(**batch).logits.sum().backward()
+    other = copy.deepcopy(model)
+    (theirs,), (ours,) = droppers_of(other), droppers_of(model)
+    assert theirs is not ours and theirs.kept_B is None and ours.kept_B is not None
+    assert torch.equal(said(other, batch), said(model, batch)) and theirs.kept_B is not None
 
 
 def test_short_inputs_are_not_looked_at(tiny_model: Any, tiny_batch: Any) -> None:

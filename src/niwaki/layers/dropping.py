@@ -87,8 +87,8 @@ class TokenDropper(nn.Module):
         stays_BT = real_BT & (ranked_BT >= cut_B[:, None])
         if not torch.compiler.is_exporting():
             self.kept_B = stays_BT.sum(dim=1)
-            apart_B = (ranked_BT - cut_B[:, None]).abs().nan_to_num(nan=math.inf).amin(dim=1)
-            self.margin_B = torch.where(cut_B.isfinite(), apart_B / cut_B.abs().clamp_min(1e-9), math.inf)
+            apart_B = (ranked_BT - cut_B[:, None]).detach().abs().nan_to_num(nan=math.inf).amin(dim=1)
+            self.margin_B = torch.where(cut_B.isfinite(), apart_B / cut_B.detach().abs().clamp_min(1e-9), math.inf)
         return stays_BT
 
     def _cut(self, ranked_BT: Tensor, count_B: Tensor) -> Tensor:
@@ -116,6 +116,10 @@ class TokenDropper(nn.Module):
         """Return the states of what stays, (B, K, D), where the attention before has chosen; else those given."""
         index_BK, self._index_BK = self._index_BK, None
         return states_BTD if index_BK is None else taken(states_BTD, index_BK)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: nothing of the last pass."""
+        return {**self.__dict__, "kept_B": None, "margin_B": None, "_index_BK": None}
 
     def extra_repr(self) -> str:
         """Return the rule in short."""
