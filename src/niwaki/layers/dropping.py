@@ -49,9 +49,9 @@ class TokenDropper(nn.Module):
         margin_B: in the last pass, how far the closest score of a row was from where it is decided, as a share of that.
 
     References:
-        Kim et al. 2022, Learned Token Pruning for Transformers, section 3.1 (thresholds).
-        Goyal et al. 2020, PoWER-BERT, section 3 (how many stay). Kim and Cho 2021, Length-Adaptive Transformer,
-        section 3.1 (as a share of those that came).
+        Kim et al. 2022, Learned Token Pruning for Transformers, section 3 (thresholds).
+        Goyal et al. 2020, PoWER-BERT (how many stay). Kim and Cho 2021, Length-Adaptive Transformer, LengthDrop (as a
+        share of those that came).
     """
 
     def __init__(self, by: By, level: float, from_length: int = 0) -> None:
@@ -175,7 +175,7 @@ def attend_and_score(
     scores of a row sum to 1; those of padding are 0.
 
     References:
-        Kim et al. 2022, Learned Token Pruning for Transformers, equation 4.
+        Kim et al. 2022, Learned Token Pruning for Transformers, section 3, the importance score.
     """
     products_BHTT = (query_BHTS @ key_BHTS.transpose(-1, -2)).float() * scaling
     shares_BHTT = products_BHTT.masked_fill(~real_BT[:, None, None, :], -math.inf).softmax(dim=-1)

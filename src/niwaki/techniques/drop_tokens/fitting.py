@@ -58,7 +58,7 @@ class Schedule:
 def rising(layers: int) -> tuple[float, ...]:
     """Return the thresholds that rise in a line over the layers to 1 in the last, which drops nothing itself.
 
-    Source: Kim et al. 2022, Learned Token Pruning, section 3.3, where thresholds begin so.
+    Source: Kim et al. 2022, Learned Token Pruning for Transformers, whose thresholds begin so.
 
     >>> rising(4)
     (0.25, 0.5, 0.75)

@@ -63,9 +63,9 @@ class DropTokens(Technique):
         another model.
 
     References:
-        Kim et al. 2022, Learned Token Pruning for Transformers, equation 4 and section 3.3 (scores, thresholds, soft
-        mask). Goyal et al. 2020, PoWER-BERT, section 3 (how many tokens each layer keeps). Kim and Cho 2021,
-        Length-Adaptive Transformer, section 3.1 (one share for all layers).
+        Kim et al. 2022, Learned Token Pruning for Transformers, section 3 (scores, thresholds, soft mask). Goyal et al.
+        2020, PoWER-BERT (how many tokens each layer keeps). Kim and Cho 2021, Length-Adaptive Transformer, LengthDrop
+        (one share for all layers).
 
     Example:
         >>> DropTokens(keep=0.5).by, DropTokens().limit

@@ -71,8 +71,7 @@ class Fading(Companion):
         finish: called with the model at the very end.
 
     References:
-        Kim et al. 2022, Learned Token Pruning for Transformers, section 3.3, where masks of several layers are not
-        multiplied.
+        Kim et al. 2022, Learned Token Pruning for Transformers, section 3, soft and hard pruning.
     """
 
     def __init__(
