@@ -18,7 +18,7 @@ from niwaki.errors import NiwakiError
 from niwaki.layers.dropping import By, TokenDropper, dropping
 from niwaki.surgery.dropping import stand_droppers
 from niwaki.task import Encoded, score
-from niwaki.token_shares import token_shares
+from niwaki.token_shares import TokenShares, token_shares
 
 Array = npt.NDArray[Any]
 #: Strengths that are tried: so many shares, or quantiles of the scores.
@@ -160,7 +160,7 @@ def curve_of(
     return labels, points
 
 
-def _asked(model: nn.Module, schedule: Schedule, strength: float, rows: Encoded) -> Any:
+def _asked(model: nn.Module, schedule: Schedule, strength: float, rows: Encoded) -> TokenShares:
     stand_droppers(model, schedule.by, schedule.levels(strength), schedule.from_length)
     return token_shares(model, rows)
 

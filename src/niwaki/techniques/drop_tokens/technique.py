@@ -153,8 +153,15 @@ class DropTokens(Technique):
                 context.log({"event": "note", "note": "within the penalty no token goes: all thresholds are 0"})
             return trained
 
-        rule = {"temperature": self.temperature * mean, "penalty": self.penalty, "rate": self.threshold_rate}
-        return Fading(model, unit=mean, end=self.end, finish=fit, **rule)
+        return Fading(
+            model,
+            unit=mean,
+            temperature=self.temperature * mean,
+            penalty=self.penalty,
+            rate=self.threshold_rate,
+            end=self.end,
+            finish=fit,
+        )
 
     def fit(self, model: nn.Module, context: Context, schedule: Schedule, own: float | None = None) -> Point:
         """Give a model its levels, log the whole curve, and return the point that was taken.
