@@ -83,12 +83,19 @@ def _translations() -> dict[Any, Any]:
         return result if bias is None else op.Add(result, bias)
 
     def to_front(stays: Any) -> Any:
-        wide = op.Cast(stays, to=INT64.dtype)
-        longest = op.ReduceMax(op.ReduceSum(wide, op.Constant(value_ints=[1]), keepdims=0), keepdims=0)
-        tokens = op.Gather(op.Shape(stays), op.Constant(value_int=1))
-        place = op.Range(op.Constant(value_int=0), tokens, op.Constant(value_int=1))
-        order = op.Sub(op.Mul(wide, op.Constant(value_int=MOST_TOKENS)), place)
-        _, index = op.TopK(order, op.Reshape(longest, op.Constant(value_ints=[1])))
+        # Any: the types of the operators leave open that numbers here are whole
+        zero: Any = op.Constant(value_int=0)
+        one: Any = op.Constant(value_int=1)
+        along: Any = op.Constant(value_ints=[1])
+        most: Any = op.Constant(value_int=MOST_TOKENS)
+        wide: Any = op.Cast(stays, to=INT64.dtype)
+        counts: Any = op.ReduceSum(wide, along, keepdims=0)
+        longest: Any = op.Reshape(op.ReduceMax(counts, keepdims=0), along)
+        tokens: Any = op.Gather(op.Shape(stays), one)
+        place: Any = op.Range(zero, tokens, one)
+        scaled: Any = op.Mul(wide, most)
+        order: Any = op.Sub(scaled, place)
+        _, index = op.TopK(order, longest)
         return index
 
     operators = torch.ops.niwaki

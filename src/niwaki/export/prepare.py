@@ -222,8 +222,8 @@ class LeanLayer(nn.Module):
         """Return the hidden states (B, K, D) and the mask (B, 1, 1, K) of the tokens that stay."""
         assert self.dropper is not None
         real_BT = mask_B11T[:, 0, 0]
-        states = (apart(states_BTD, self.heads) for states_BTD in self._project(hidden_BTD))
-        context_BHTS, scores_BT = attend_and_score(*states, real_BT, self.scaling)
+        query, key, value = (apart(states_BTD, self.heads) for states_BTD in self._project(hidden_BTD))
+        context_BHTS, scores_BT = attend_and_score(query, key, value, real_BT, self.scaling)
         stays_BT = self.dropper(scores_BT, real_BT)
         index_BK = to_front(stays_BT)
         context_BKD = taken(side_by_side(context_BHTS), index_BK)
