@@ -15,6 +15,7 @@ from niwaki.techniques.attend import Attend
 from niwaki.techniques.cluster import Cluster
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
+from niwaki.techniques.drop_tokens import DropTokens
 from niwaki.techniques.exit import Exit
 from niwaki.techniques.factor import Factor
 from niwaki.techniques.prune import Prune
@@ -32,6 +33,8 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Attend(by="nystrom", landmarks=4, end=0.5, allow_slower=True), None, False),
     (Distill(hidden=1.0, relations=1.0), None, False),
     (Drop(keep_layers=1), Drop(keep_layers=2), True),
+    (DropTokens(keep=0.6), DropTokens(keep=1.0), False),
+    (DropTokens(by="share", keep=0.6), DropTokens(by="share", keep=1.0), False),
     (Prune(keep_heads=0.5, keep_neurons=0.5, multiple_of=8), Prune(), True),
     (Prune(keep_hidden=0.5, multiple_of=8), None, True),
     (
@@ -96,7 +99,7 @@ def test_technique(
 
 # Of language models nothing is exported yet, a word table that is the head is trimmed otherwise, and what reads from
 # left to right attends to the past alone, in a way of its own, and has no first token that says what the text is.
-ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name not in ("attend", "exit", "trim")]
+ON_LANGUAGE_MODELS = [row for row in ROWS if row[0].name not in ("attend", "drop-tokens", "exit", "trim")]
 ON_LANGUAGE_MODELS += [
     (
         Attend(by="hybrid", window=2, end=0.5, examples=16, allow_slower=True),
@@ -134,9 +137,15 @@ def divides(one: Technique, two: Technique) -> bool:
 
 
 def leaves_room(one: Technique, two: Technique) -> bool:
-    """Say whether a layer is left that an exit can stand before; of one layer none is, and it is refused."""
+    """Say whether a layer is left that an exit can stand before, or that reads fewer tokens; else it is refused."""
     single = any(isinstance(each, Replace) and each.keep_layers == 1 for each in (one, two))
-    return not (single and any(isinstance(each, Exit) for each in (one, two)))
+    return not (single and any(isinstance(each, Exit | DropTokens) for each in (one, two)))
+
+
+def finds_its_tokens(one: Technique, two: Technique) -> bool:
+    """Say whether neither lets go of tokens that the other looks for, or lets go of too; a recipe refuses that."""
+    drops = [each.drops_tokens for each in (one, two)]
+    return not (all(drops) or (any(drops) and (one.without_dropping or two.without_dropping)))
 
 
 COMPANIONS = [row[0] for row in ROWS if row[0].can_accompany]
@@ -145,7 +154,7 @@ PAIRS = [
     for index, one in enumerate(COMPANIONS)
     for two in COMPANIONS[index + 1 :]
     if one.cuts != two.cuts or one.cuts == Grain.NONE  # two that cut the same never stand together
-    if divides(one, two) and leaves_room(one, two)
+    if divides(one, two) and leaves_room(one, two) and finds_its_tokens(one, two)
     if not (one.ties and not two.cuts_tied(meanwhile=True)) and not (two.ties and not one.cuts_tied(meanwhile=True))
 ]
 

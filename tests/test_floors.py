@@ -38,6 +38,8 @@ FLOORS: dict[str, int] = {
     "calibrate": 3,
     "walk": 3,
     "exiting": 3,
+    "token_shares": 3,
+    "trade_off": 3,
     "teacher": 3,
     "removal": 3,
     "measure": 3,

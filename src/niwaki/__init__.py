@@ -19,6 +19,7 @@ _HOME = {
     "Cluster": "techniques.cluster",
     "Distill": "techniques.distill",
     "Drop": "techniques.drop",
+    "DropTokens": "techniques.drop_tokens.technique",
     "Exit": "techniques.exit.technique",
     "Factor": "techniques.factor",
     "Prune": "techniques.prune",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from niwaki.techniques.cluster import Cluster as Cluster
     from niwaki.techniques.distill import Distill as Distill
     from niwaki.techniques.drop import Drop as Drop
+    from niwaki.techniques.drop_tokens.technique import DropTokens as DropTokens
     from niwaki.techniques.exit.technique import Exit as Exit
     from niwaki.techniques.factor import Factor as Factor
     from niwaki.techniques.prune import Prune as Prune

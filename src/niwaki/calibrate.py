@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of, uses_of
+from niwaki.layers.dropping import dropping
 from niwaki.task import Encoded
 
 Batches = Iterable[dict[str, Tensor]]
@@ -206,7 +207,7 @@ def input_products(
         By name, in 64 bits.
     """
     modules = {name: model.get_submodule(name) for name in names}
-    with evaluating(model):
+    with evaluating(model), dropping(model, "off"):
         passes = ((batch["attention_mask"], partial(model, **inputs_of(batch))) for batch in batches)
         return products_over(modules, passes, squares_only=squares_only, once=uses_of(model) == 1)
 
@@ -380,8 +381,8 @@ def angular_distances(model: nn.Module, batches: Batches, length: int) -> list[f
 
 
 def _evaluated(model: nn.Module, batches: Batches, mask: list[Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the batches with the model in eval mode; `mask` holds the present batch's attention mask."""
-    with evaluating(model):
+    """Yield the batches with the model in eval mode, and all tokens in all layers; `mask` holds a batch's own."""
+    with evaluating(model), dropping(model, "off"):
         for batch in batches:
             mask[:] = [batch["attention_mask"]]
             yield inputs_of(batch)

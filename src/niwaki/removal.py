@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.calibrate import evaluating, in_row_order, inputs_of, length_sorted, watched
+from niwaki.layers.dropping import dropping
 from niwaki.task import Encoded
 
 Kind = Literal["layer", "attention", "feed-forward", "head"]
@@ -82,7 +83,7 @@ def predict_without(
     states: list[Tensor] = []  # what comes into each layer, of one batch
     whole: list[np.ndarray] = []
     without: dict[Part, list[np.ndarray]] = {part: [] for part in parts}
-    with evaluating(model):
+    with evaluating(model), dropping(model, "off"):
         for indices in batches:
             inputs = inputs_of({name: value.to(device) for name, value in rows.batch(indices).items()})
             share = _area(rows, indices) / (tokens * work)

@@ -167,6 +167,8 @@ class Technique(Parameters):
     #: It fits something on the selection rows to the model as it then is: a training that it stands in leaves those
     #: rows alone, and no step may follow the last fit.
     fits: ClassVar[bool] = False
+    #: Layers let go of tokens: behind them stand fewer states than there are tokens.
+    drops_tokens: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
@@ -202,6 +204,14 @@ class Technique(Parameters):
     def at_once(self) -> str:
         """Return, in words, which setting keeps the technique out of `train`, where one does."""
         return f"by {self.by}" if hasattr(self, "by") else ""
+
+    @property
+    def without_dropping(self) -> str:
+        """Return, where it needs every token in every layer, what to write so that tokens may be dropped; else nothing.
+
+        What needs them stands in no train that drops tokens, nor behind one.
+        """
+        return ""
 
     @property
     def streams(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of
 from niwaki.calibrate import Batches, evaluating, inputs_of, products_over
+from niwaki.layers.dropping import dropping
 from niwaki.parts import Parts
 
 
@@ -37,7 +38,7 @@ class Walk:
         # no keys and values are kept: a layer that runs twice would find its own
         extra = {"use_cache": False} if anatomy.language_head is not None else {}
         begin = anatomy.prefix + anatomy.family.embeddings
-        with parts.held(model, begin, changed=False), evaluating(model):
+        with parts.held(model, begin, changed=False), evaluating(model), dropping(model, "off"):
             for batch in batches:
                 calls = entered(anatomy.layers, partial(model, **inputs_of(batch), **extra))
                 self.masks.append(batch["attention_mask"])
@@ -46,14 +47,14 @@ class Walk:
 
     def products(self, layer: Layer, names: Sequence[str]) -> dict[str, Tensor]:
         """Return X^T X (I, I), in 32 bits, of the inputs of linears of the layer in front of which the rows are."""
-        with evaluating(layer.module):
+        with evaluating(layer.module), dropping(layer.module, "off"):
             passes = ((self.masks[index], run) for index, run in self._passes(layer))
             modules = {name: self.model.get_submodule(name) for name in names}
             return products_over(modules, passes, dtype=torch.float32)
 
     def go_through(self, layer: Layer) -> None:
         """Take the rows through the layer in front of which they are, as it is now."""
-        with evaluating(layer.module):
+        with evaluating(layer.module), dropping(layer.module, "off"):
             for index, run in self._passes(layer):
                 self.hidden[index] = run()
 

@@ -31,12 +31,13 @@ from niwaki.technique import Context
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop import Drop
 from niwaki.techniques.exit import Exit
-from niwaki.techniques.exit.fitting import Rows, candidates, curve_of, within_cost, within_drop
+from niwaki.techniques.exit.fitting import Rows, candidates, curve_of, within_cost
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
 from niwaki.techniques.replace import Replace
 from niwaki.techniques.share import Share
 from niwaki.testing import fresh, make_context, short_train
+from niwaki.trade_off import within_drop
 from niwaki.train import Train
 
 Bases = Callable[..., Path]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from niwaki.export.packed import InBlocks, replaced
 from niwaki.export.quiet import quiet
+from niwaki.layers.dropping import MOST_TOKENS
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -66,8 +67,8 @@ def write_onnx(
 
 
 def _translations() -> dict[Any, Any]:
-    """Return what each operator of `niwaki.layers.integer` becomes in ONNX."""
-    from onnxscript import FLOAT
+    """Return what each operator of `niwaki.layers` becomes in ONNX."""
+    from onnxscript import FLOAT, INT64
     from onnxscript import opset23 as op
 
     def linear_int8(quantized: Any, scale: Any, zero: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
@@ -81,8 +82,25 @@ def _translations() -> dict[Any, Any]:
         result = op.Mul(op.MatMul(hidden, wide), weight_scale)
         return result if bias is None else op.Add(result, bias)
 
+    def to_front(stays: Any) -> Any:
+        # Any: the types of the operators leave open that numbers here are whole
+        zero: Any = op.Constant(value_int=0)
+        one: Any = op.Constant(value_int=1)
+        along: Any = op.Constant(value_ints=[1])
+        most: Any = op.Constant(value_int=MOST_TOKENS)
+        wide: Any = op.Cast(stays, to=INT64.dtype)
+        counts: Any = op.ReduceSum(wide, along, keepdims=0)
+        longest: Any = op.Reshape(op.ReduceMax(counts, keepdims=0), along)
+        tokens: Any = op.Gather(op.Shape(stays), one)
+        place: Any = op.Range(zero, tokens, one)
+        scaled: Any = op.Mul(wide, most)
+        order: Any = op.Sub(scaled, place)
+        _, index = op.TopK(order, longest)
+        return index
+
     operators = torch.ops.niwaki
     return {
+        operators.to_front.default: to_front,
         operators.quantize_dynamic.default: lambda hidden: op.DynamicQuantizeLinear(hidden),
         operators.quantize_static.default: lambda hidden, scale, zero: op.QuantizeLinear(hidden, scale, zero),
         operators.linear_int8.default: linear_int8,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.export.quiet import quiet
+from niwaki.layers.dropping import MOST_TOKENS
 from niwaki.layers.packed import Packed
 
 
@@ -39,7 +40,7 @@ def write_openvino(
 
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with quiet(), torch.no_grad():
-        extensions = [_fake_quantize(), *_packed(prepared)]
+        extensions = [_fake_quantize(), _to_front(), *_packed(prepared)]
         program = torch.export.export(prepared, tuple(sample.values()), dynamic_shapes=(dynamic,) * len(sample))
         model = openvino.convert_model(program.run_decompositions(_decompositions()), extension=extensions)
         for port, name in zip(model.inputs, sample, strict=True):
@@ -92,6 +93,23 @@ def _fake_quantize() -> Any:
         return opset15.fake_quantize(hidden, low, high, low, high, 256).outputs()
 
     return ConversionExtension("niwaki.quantize_static.default", convert)
+
+
+def _to_front() -> Any:
+    """Return the frontend extension that makes `niwaki::to_front` a TopK of as many as the longest row keeps."""
+    from openvino import Type, opset15
+    from openvino.frontend import ConversionExtension
+
+    def convert(node: Any) -> Any:
+        zero, one = (opset15.constant(number, Type.i32) for number in (0, 1))
+        wide = opset15.convert(node.get_input(0), Type.i32)
+        longest = opset15.reduce_max(opset15.reduce_sum(wide, one), zero)
+        tokens = opset15.gather(opset15.shape_of(wide, Type.i32), one, zero)
+        place = opset15.range(zero, tokens, one, Type.i32)
+        order = opset15.subtract(opset15.multiply(wide, opset15.constant(MOST_TOKENS, Type.i32)), place)
+        return [opset15.topk(order, longest, 1, "max", "value", index_element_type=Type.i64).output(1)]
+
+    return ConversionExtension("niwaki.to_front.default", convert)
 
 
 def _packed(prepared: nn.Module) -> list[Any]:

@@ -7,6 +7,7 @@ A model written for training computes things an artifact never needs. What is ta
 * query, key and value read one input: it is rounded to bytes once, and the three products become one;
 * an attention without heads or a feed-forward without neurons adds its bias alone;
 * an attention that sees a window, or is linear, makes no mask with a row for each query;
+* tokens that a layer drops are taken out before its output projection, not behind it;
 * clustered weights are looked up once, and stand in the file as floats;
 * the token-type row is added to the position table when all types are 0, and the attention mask is expanded once.
 
@@ -25,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import FAMILIES, Anatomy, Layer, anatomy_of
+from niwaki.errors import NiwakiError
 from niwaki.export.together import Together, alike
-from niwaki.layers.attention import Mechanism, attend
+from niwaki.layers.attention import Mechanism, apart, attend, side_by_side
 from niwaki.layers.codebook import in_floats
+from niwaki.layers.dropping import TokenDropper, attend_and_score, droppers_of, taken, to_front
 from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.linear import QuantizedEmbedding
 from niwaki.layers.packed import PackedEmbedding
@@ -54,9 +57,19 @@ def prepare(model: nn.Module, token_types: bool) -> nn.Module:
     Args:
         model: in eval mode; it is not changed, and its modules are shared with the result.
         token_types: whether the artifact takes token types; else they are all 0.
+
+    Raises:
+        NiwakiError: it drops tokens, and is not one that is rewritten.
     """
     model = in_floats(model)
-    return LeanClassifier(anatomy_of(model), token_types) if is_known(model) else AsItStands(model)
+    if is_known(model):
+        return LeanClassifier(anatomy_of(model), token_types)
+    if droppers_of(model):
+        raise NiwakiError(
+            f"a {type(model).__name__} that drops tokens has parts that export does not know",
+            expected=f"a plain classifier: {', '.join(classifier for classifier, *_ in _KNOWN.values())}",
+        )
+    return AsItStands(model)
 
 
 def is_known(model: nn.Module) -> bool:
@@ -111,11 +124,16 @@ def through(layers: Iterable[Any], hidden_BTD: Tensor, attention_mask: Tensor) -
     """Return hidden states (B, Q, D) behind lean layers, of those (B, T, D) before them and the mask (B, T)."""
     layers = list(layers)
     mask_B11T = attention_mask.to(torch.bool)[:, None, None, :]
-    # The runtime's attention wants a row of the mask for each query; one expansion serves all layers.
+    # The runtime's attention wants a row of the mask for each query; one expansion serves all layers up to one that
+    # drops tokens.
     in_full = any(layer.in_full for layer in layers)
     mask_B1TT = mask_B11T.expand(-1, -1, hidden_BTD.shape[1], -1) if in_full else mask_B11T
     for layer in layers:
-        hidden_BTD = layer(hidden_BTD, mask_B1TT if layer.in_full else mask_B11T)
+        if layer.dropper is None:
+            hidden_BTD = layer(hidden_BTD, mask_B1TT if layer.in_full else mask_B11T)
+            continue
+        hidden_BTD, mask_B11T = layer.drop(hidden_BTD, mask_B11T)
+        mask_B1TT = mask_B11T.expand(-1, -1, hidden_BTD.shape[1], -1) if in_full else mask_B11T
     return hidden_BTD
 
 
@@ -181,7 +199,8 @@ class LeanLayer(nn.Module):
         self.heads, self.neurons = layer.heads, layer.neurons
         self.scaling = layer.head_size**-0.5
         self.mechanism: Mechanism | None = getattr(layer.attention, "mechanism", None)
-        self.in_full = not (first_token or self.mechanism)
+        self.dropper: TokenDropper | None = None if first_token else getattr(layer.attention, "dropper", None)
+        self.in_full = not (first_token or self.mechanism or self.dropper)
         shared = [layer.part(role) for role in ("query", "key", "value")]
         self.alike = alike(shared)
         if self.heads and first_token:
@@ -195,7 +214,23 @@ class LeanLayer(nn.Module):
     def forward(self, hidden_BTD: Tensor, mask_B1QT: Tensor) -> Tensor:
         """Return hidden states (B, Q, D)."""
         hidden_BQD = hidden_BTD[:, :1] if self.first_token else hidden_BTD
-        hidden_BQD = self.attention_norm(self._attend(hidden_BTD, mask_B1QT) + hidden_BQD)
+        return self._feed(self._attend(hidden_BTD, mask_B1QT) + hidden_BQD)
+
+    def drop(self, hidden_BTD: Tensor, mask_B11T: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hidden states (B, K, D) and the mask (B, 1, 1, K) of the tokens that stay."""
+        assert self.dropper is not None
+        real_BT = mask_B11T[:, 0, 0]
+        query, key, value = (apart(states_BTD, self.heads) for states_BTD in self._project(hidden_BTD))
+        context_BHTS, scores_BT = attend_and_score(query, key, value, real_BT, self.scaling)
+        stays_BT = self.dropper(scores_BT, real_BT)
+        index_BK = to_front(stays_BT)
+        context_BKD = taken(side_by_side(context_BHTS), index_BK)
+        hidden_BKD = self._feed(self.output(context_BKD) + taken(hidden_BTD, index_BK))
+        return hidden_BKD, stays_BT.gather(1, index_BK)[:, None, None, :]
+
+    def _feed(self, summed_BQD: Tensor) -> Tensor:
+        """Return hidden states (B, Q, D), of the sum of those before the attention and what it put out."""
+        hidden_BQD = self.attention_norm(summed_BQD)
         fed_BQD = self.down(self.activation(self.up(hidden_BQD))) if self.neurons else self.down.bias
         return cast(Tensor, self.output_norm(fed_BQD + hidden_BQD))
 

@@ -43,6 +43,7 @@ def check(steps: Sequence[Step]) -> None:
             )
     _check_packed(steps)
     _check_tied(steps)
+    _check_dropped(steps)
     _check_fitted(steps)
 
 
@@ -146,6 +147,28 @@ def _check_fitted(steps: Sequence[Step]) -> None:
             fix=f"- {name}: {{}}",
             place=f"steps[{len(steps) - 1}]",
         )
+
+
+def _check_dropped(steps: Sequence[Step]) -> None:
+    """Refuse what needs every token in every layer, in or behind a step that lets layers drop some."""
+    drops = ""
+    for index, step in enumerate(steps):
+        dropping = [part.name for part in _parts(step) if part.drops_tokens]
+        if len(dropping) > 1:
+            raise NiwakiError(
+                f"{' and '.join(dropping)} both say which tokens go",
+                expected=f"at most one {dropping[0]} in one train",
+                place=f"steps[{index}].together",
+            )
+        drops = drops or next(iter(dropping), "")
+        needs = next((part for part in _parts(step) if part.without_dropping), None)
+        if drops and needs is not None:
+            raise NiwakiError(
+                f"{needs.name} needs every token in every layer, and {drops} lets go of some",
+                expected=f"beside {drops}, and behind it, what looks at the answer alone",
+                fix=needs.without_dropping,
+                place=f"steps[{index}]",
+            )
 
 
 def _right_order(steps: Sequence[Step]) -> str:

@@ -1,4 +1,7 @@
-"""Tell what texts that leave early cost in quality, and save in layers, as a log of `exit` has it."""
+"""Tell what texts that leave early cost in quality, and save in layers, as a log of `exit` has it.
+
+The picture of a curve is the same where tokens are dropped.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,11 @@ from niwaki.report.told import Told
 
 MOST = 10
 """Points of the curve that are told one by one, beside the one that was chosen."""
+DRAWN = {
+    "exits": ("What leaving early costs", "layers run, mean, %", "layers"),
+    "tokens": ("What dropping tokens costs", "tokens left in the layers, mean, %", "tokens"),
+}
+"""Title of the picture, its axis, and what is counted, by event."""
 
 
 def told(record: Row) -> Told:
@@ -27,7 +35,7 @@ def told(record: Row) -> Told:
         f" at the last {alone[-1]}."
         if alone
         else "",
-        _asked(record),
+        asked(record, "layers"),
     ]
     return Told("What leaving early costs", head, lines, 2, " ".join(filter(None, below)))
 
@@ -39,12 +47,18 @@ def pictures(log: Sequence[Row], name: str) -> list[tuple[str, str]]:
         log: events.
         name: what ids begin with.
     """
-    last = {str(record.get("step", "exit")): record for record in log if record.get("event") == "exits"}
-    return [(step, _draw(record, f"{name}-{index}")) for index, (step, record) in enumerate(last.items())]
+    kinds = {"exits": "exit", "tokens": "drop-tokens"}
+    last = {
+        (record["event"], str(record.get("step", kinds[record["event"]]))): record
+        for record in log
+        if record.get("event") in kinds
+    }
+    return [(step, _draw(record, f"{name}-{index}")) for index, ((_, step), record) in enumerate(last.items())]
 
 
 def _draw(record: Row, name: str) -> str:
-    """Draw the quality over the share of the layers that run, and where it was decided to be."""
+    """Draw the quality over the share of the layers that run, or tokens that stay, and where it was decided to be."""
+    title, axis, noun = DRAWN[str(record.get("event"))]
     metric, chosen = str(record.get("metric")), section(record, "chosen")
     pairs = [(100 * (number(one, "mean_cost") or 0.0), number(one, "quality") or 0.0) for one in record["curve"]]
     at = 100 * (number(chosen, "mean_cost") or 0.0), number(chosen, "quality") or 0.0
@@ -54,10 +68,10 @@ def _draw(record: Row, name: str) -> str:
         axes.plot(*zip(*pairs, strict=True), color=drawing.SERIES[0], linewidth=1.6, marker="o", markersize=2.5)
         axes.plot(*at, color=drawing.INK, marker="o", markersize=9, markerfacecolor="none", linestyle="none")
         axes.annotate("chosen", at, (8, -12), textcoords="offset points", fontsize=9)
-        axes.set_xlabel("layers run, mean, %")
+        axes.set_xlabel(axis)
         axes.set_ylabel(metric)
-        said = f"{metric} {at[1]:.2f} with {at[0]:.1f}% of the layers chosen, {pairs[0][1]:.2f} with all"
-        return drawing.inline_svg(figure, name, "What leaving early costs", said)
+        said = f"{metric} {at[1]:.2f} with {at[0]:.1f}% of the {noun} chosen, {pairs[0][1]:.2f} with all"
+        return drawing.inline_svg(figure, name, title, said)
 
 
 def thinned(curve: Sequence[Row], chosen: Row) -> list[Row]:
@@ -97,11 +111,13 @@ def _line(point: Row, chosen: Row, whole: float | None, metric: object) -> tuple
     )
 
 
-def _asked(record: Row) -> str:
-    """Write what the thresholds were fitted to."""
+def asked(record: Row, noun: str) -> str:
+    """Write what levels were fitted to, and nothing where they were not."""
     metric = record.get("metric")
     if (wanted := number(record, "wanted")) is not None:
-        return f"Asked for: {units.percent(wanted)} of the layers, on average."
+        return f"Asked for: {units.percent(wanted)} of the {noun}, on average."
+    if "allowed" not in record:
+        return ""
     allowed = f"{units.quality(number(record, 'allowed') or 0.0, metric)} {units.unit(metric)}"
     if (bound := number(record, "bound")) is not None:
         sure = units.percent(number(record, "confidence"))

@@ -40,6 +40,7 @@ KNOWN = {
     "relax_linear",
     "add_exit",
     "set_thresholds",
+    "drop_tokens",
 }
 
 
@@ -99,6 +100,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences += _factored(journal)
     sentences += _packed(journal)
     sentences += _exits(journal)
+    sentences += _tokens(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences
 
@@ -275,6 +277,26 @@ def _exits(journal: Sequence[Row]) -> list[str]:
     at = units.listed([units.figures(one) for one in dict.fromkeys(thresholds) if one != NEVER])
     how = f"{by} from {at}" if at else ", at which no text leaves"
     return [f"exit{'s' * (len(layers) > 1)} after layer {units.listed(list(map(str, layers)))}{how}"]
+
+
+def _tokens(journal: Sequence[Row]) -> list[str]:
+    """Tell how tokens are dropped, as it was said last.
+
+    >>> _tokens([{"edit": "drop_tokens", "by": "share", "levels": [0.8, 0.8], "from_length": 64}])
+    ['tokens dropped behind 2 layers, by share 0.800, in rows from 64 tokens on']
+    >>> _tokens([{"edit": "drop_tokens", "by": "threshold", "levels": [0.0, 0.0]}])
+    ['no token is dropped']
+    """
+    records = [record for record in journal if record.get("edit") == "drop_tokens"]
+    if not records:
+        return []
+    last = records[-1]
+    levels = [level for level in last.get("levels", []) if level != (1.0 if last.get("by") == "share" else 0.0)]
+    if not levels:
+        return ["no token is dropped"]
+    shown = " to ".join(units.figures(one) for one in dict.fromkeys((min(levels), max(levels))))
+    rows = f", in rows from {last['from_length']} tokens on" if last.get("from_length") else ""
+    return [f"tokens dropped behind {len(levels)} layer{'s' * (len(levels) > 1)}, by {last.get('by')} {shown}{rows}"]
 
 
 def _other(record: Row) -> str:

@@ -1,10 +1,10 @@
-"""Tell where the accuracy of a quantized model was lost, which forms of it were tried, and what exits cost."""
+"""Tell where the accuracy of a quantized model was lost, which forms were tried, and what exits and dropping cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from niwaki.report import exits, units
+from niwaki.report import exits, tokens, units
 from niwaki.report.folders import Row, number, section
 from niwaki.report.told import Told
 
@@ -23,6 +23,8 @@ def told_of(log: Sequence[Row]) -> list[Told]:
             found.append(_sensitivity(record, last.get((step, "allowed-drop"), {})))
         elif event == "exits":
             found.append(exits.told(record))
+        elif event == "tokens":
+            found.append(tokens.told(record))
     return found
 
 

@@ -15,12 +15,14 @@ attention.py   swap_attention, extend_positions
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
 ties.py        a language head that is the word table
 exits.py       add_exit, set_thresholds
+dropping.py    drop_tokens
 sharing.py     tie_weights, relax_linear
 cutting.py     what the edits cut with
 """
 
 from niwaki.surgery.attention import extend_positions, swap_attention
 from niwaki.surgery.clustering import cluster_embedding, cluster_linear, entropy_coded
+from niwaki.surgery.dropping import drop_tokens, is_dropping, refuse_dropping, require_droppable
 from niwaki.surgery.exits import add_exit, set_thresholds
 from niwaki.surgery.factoring import factor_embedding, factor_linear
 from niwaki.surgery.journal import EDITS, Record, edit, is_plain, journal_of, replay
@@ -38,6 +40,7 @@ __all__ = [
     "add_exit",
     "cluster_embedding",
     "cluster_linear",
+    "drop_tokens",
     "edit",
     "entropy_coded",
     "extend_positions",
@@ -45,6 +48,7 @@ __all__ = [
     "factor_linear",
     "firsts_of",
     "fixed_tokens",
+    "is_dropping",
     "is_plain",
     "is_sparse",
     "journal_of",
@@ -57,9 +61,11 @@ __all__ = [
     "narrow_vocabulary",
     "quantize_embedding",
     "quantize_linear",
+    "refuse_dropping",
     "refuse_tied",
     "relax_linear",
     "replay",
+    "require_droppable",
     "scale_inputs",
     "set_thresholds",
     "sparsify_linear",

@@ -15,6 +15,7 @@ from niwaki.layers.attention import IMPLEMENTATION, Mechanism, register
 from niwaki.layers.empty import EmptyAttention
 from niwaki.layers.kinds import OF_DECODERS, SETTINGS, Kind, build
 from niwaki.surgery.cutting import as_table, layer_at
+from niwaki.surgery.dropping import refuse_dropping
 from niwaki.surgery.journal import edit
 
 
@@ -42,6 +43,7 @@ def swap_attention(
         features: of "linear" and "hybrid": the kind of feature map.
         landmarks: of "nystrom": how many there are in a text.
     """
+    refuse_dropping(model, "attend")
     part = layer_at(model, layer)
     if isinstance(part.attention, EmptyAttention):
         raise NiwakiError(f"layer {layer} has no heads", expected="a layer that attends")

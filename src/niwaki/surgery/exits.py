@@ -14,6 +14,7 @@ from niwaki.anatomy import anatomy_of, rows_of
 from niwaki.errors import NiwakiError
 from niwaki.exit_rule import By
 from niwaki.layers.exits import ExitHead, Exits, exits_of
+from niwaki.surgery.dropping import refuse_dropping
 from niwaki.surgery.journal import edit
 
 #: Units of an exit's head where nothing else is said.
@@ -30,6 +31,7 @@ def add_exit(model: nn.Module, *, layer: int, width: int = WIDTH) -> None:
             model's own head is.
         width: units of the head, from 1.
     """
+    refuse_dropping(model, "exit")
     anatomy = anatomy_of(model)
     head = anatomy.head
     if head is None or not anatomy.family.first_token:

@@ -13,6 +13,7 @@ from torch import nn
 from niwaki.anatomy import FAMILIES, anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.attention import mechanisms_of
+from niwaki.layers.dropping import droppers_of
 
 Record = dict[str, Any]
 Parameters = ParamSpec("Parameters")
@@ -72,7 +73,7 @@ def is_plain(model: nn.Module) -> bool:
     """Say whether plain Transformers can build the edited model from its config alone, and fill all of its places."""
     if any(record["edit"] == "tie_weights" for record in journal_of(model)):
         return False  # the file holds a shared weight once
-    if not is_read(model.config, {}) or any(mechanisms_of(model)):
+    if not is_read(model.config, {}) or any(mechanisms_of(model)) or droppers_of(model):
         return False
     try:
         with torch.device("meta"):

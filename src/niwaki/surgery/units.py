@@ -24,6 +24,7 @@ from niwaki.surgery.cutting import (
     put,
     table_or_pair,
 )
+from niwaki.surgery.dropping import take_dropper_away
 from niwaki.surgery.journal import edit, is_read
 from niwaki.surgery.sharing import UNIT_ROLES, layers_together, tie_again
 from niwaki.surgery.ties import tie_head
@@ -56,6 +57,7 @@ def narrow_heads(model: nn.Module, *, layer: int, heads: list[int]) -> None:
         if part.family.all_head_size:
             setattr(user.attention, part.family.all_head_size, len(rows))
         if not heads:
+            take_dropper_away(user)
             put(model, user.name_of("attention"), _empty_attention(user))
     if heads:
         _note_even_heads(model)

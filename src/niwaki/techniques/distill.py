@@ -18,6 +18,7 @@ from niwaki.calibrate import inputs_of
 from niwaki.checkpoint import load, load_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.losses import relation_divergence, scaled_squares, soft_targets
+from niwaki.surgery import refuse_dropping
 from niwaki.teacher import LOGITS, ROLES, TeacherOutputs, hidden_name, relation_name, teacher_outputs
 from niwaki.technique import Companion, Context, Grain, Technique
 
@@ -88,12 +89,18 @@ class Distill(Technique):
             raise ValueError("logits, hidden and relations are all 0, expected at least one weight above 0")
         return self
 
+    @property
+    def without_dropping(self) -> str:
+        """Return what is to be written where states are matched token by token."""
+        return "distill: {hidden: 0, relations: 0}" if self.hidden or self.relations else ""
+
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Compute the teacher's outputs where they are not kept yet, and watch the student's."""
         teacher = self.find_teacher(model, context)
         if self.hidden or self.relations:
             for one in (model, teacher):
                 anatomy_of(one).refuse_repeated("distill matches the states of layers", "hidden: 0, relations: 0")
+                refuse_dropping(one, "distill of hidden states or relations")
         depths = anatomy_of(model).num_layers, anatomy_of(teacher).num_layers
         pairs = self.layer_pairs(*depths) if self.hidden else []
         layer = (self.relation_layer or anatomy_of(teacher).num_layers) if self.relations else 0

@@ -102,6 +102,11 @@ class Attend(Technique):
         return self
 
     @property
+    def without_dropping(self) -> str:
+        """Return what is to be written: it tells no scores of tokens."""
+        return "attend or drop-tokens, not both"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Return the parameters that this kind of attention has."""
         return {name: getattr(self, name) for name in SETTINGS[self.by]}

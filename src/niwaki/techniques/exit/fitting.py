@@ -13,15 +13,12 @@ import numpy.typing as npt
 
 from niwaki.errors import NiwakiError
 from niwaki.exit_rule import NEVER, By, leaving, sureness
-from niwaki.measure.quality import bootstrap_interval
 from niwaki.task import score
+from niwaki.trade_off import SLACK, first_within_cost
 
 Array = npt.NDArray[Any]
 #: Most thresholds that are tried, evenly spread over the rows.
 MOST = 100
-RESAMPLES = 2000
-#: A mean of thirds is rounded otherwise than a third.
-SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,14 @@ class Rows:
     costs_E: Array
     metric: str
 
+    @property
+    def classes(self) -> int:
+        """Return C."""
+        return int(self.logits_ENC.shape[2])
+
     def quality(self, predictions_N: Array) -> float:
         """Return the metric of predictions."""
-        return score(self.metric, predictions_N, self.labels_N, self.logits_ENC.shape[2])
+        return score(self.metric, predictions_N, self.labels_N, self.classes)
 
     def alone(self) -> list[float]:
         """Return the metric of each head where all rows leave there, the model's own last."""
@@ -114,44 +116,6 @@ def candidates(by: By, sureness_EN: Array) -> list[float]:
     return [NEVER, *middles.tolist(), 0.0]
 
 
-def within_drop(rows: Rows, points: Sequence[Point], allowed: float, confidence: float | None, seed: int) -> Point:
-    """Return the point of least cost that loses no more than `allowed` against the model's own head on all rows.
-
-    With a confidence the upper bound of the drop must be within the limit, point after point from the most careful one,
-    and the first that is not ends the search: so that looking at many points does not weaken the bound (Angelopoulos et
-    al. 2022, Learn then Test: fixed sequence testing).
-
-    Args:
-        rows: that the points are from.
-        points: the most careful first.
-        allowed: percentage points, from 0.
-        confidence: of the one-sided bound, a percentile of the bootstrap, in (0.5, 1); None takes the drop as it is.
-        seed: of the bootstrap.
-    """
-    if confidence is None:
-        whole = points[0].quality
-        return min((point for point in points if whole - point.quality <= allowed), key=lambda point: point.mean_cost)
-    chosen = points[0]
-    for point in points[1:]:
-        if bound_of(rows, points[0], point, confidence, seed) > allowed:
-            break
-        chosen = point
-    return chosen
-
-
-def bound_of(rows: Rows, whole: Point, point: Point, confidence: float, seed: int) -> float:
-    """Return what a point loses at most against the whole model, with this confidence, in percentage points."""
-    low, _ = bootstrap_interval(
-        (whole.predictions_N, point.predictions_N, rows.labels_N),
-        rows.metric,
-        rows.logits_ENC.shape[2],
-        resamples=RESAMPLES,
-        seed=seed,
-        level=2 * confidence - 1,
-    )
-    return -low
-
-
 def within_cost(points: Sequence[Point], wanted: float) -> Point:
     """Return the most careful point whose mean cost is no more than is wanted.
 
@@ -159,7 +123,7 @@ def within_cost(points: Sequence[Point], wanted: float) -> Point:
         NiwakiError: even with all rows leaving at the first exit it costs more.
     """
     check_cost(wanted, points[-1].mean_cost)
-    return next(point for point in points if point.mean_cost <= wanted + SLACK)
+    return first_within_cost(points, wanted) or points[-1]
 
 
 def check_cost(wanted: float, least: float) -> None:

@@ -17,8 +17,9 @@ from niwaki.exiting import all_logits_of, require_exits
 from niwaki.layers.exits import exits_of
 from niwaki.surgery import add_exit, set_thresholds
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.exit.fitting import Point, Rows, bound_of, check_cost, curve_of, within_cost, within_drop
+from niwaki.techniques.exit.fitting import Point, Rows, check_cost, curve_of, within_cost
 from niwaki.techniques.exit.training import Exiting, Way
+from niwaki.trade_off import bound_of, within_drop
 
 #: Points that may be lost where nothing else is said.
 USUAL_DROP = 1.0
@@ -124,6 +125,11 @@ class Exit(Technique):
                 place=self.name,
             )
         return layers
+
+    @property
+    def without_dropping(self) -> str:
+        """Return what is to be written: it runs the model in parts that each read the whole text."""
+        return "exit or drop-tokens, not both"
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that has no head on the first token, or too few layers."""
