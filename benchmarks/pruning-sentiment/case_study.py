@@ -119,8 +119,8 @@ def table(marks: list[Mark]) -> str:
     """Return the marks as a table in Markdown, by share kept and points lost."""
     lines = ["| method | kept | training | points lost | MB | latency / base |", "|---|---|---|---|---|---|"]
     for mark in sorted(marks, key=lambda mark: (-mark.kept, mark.lost)):
-        spread = f" ({mark.least:.2f} to {mark.most:.2f})" if mark.seeds > 1 else ""
-        cells = (mark.by, f"{mark.kept:.0%}", mark.training, f"{mark.lost:.2f}{spread}")
+        spread = f" ({mark.least:z.2f} to {mark.most:z.2f})" if mark.seeds > 1 else ""
+        cells = (mark.by, f"{mark.kept:.0%}", mark.training, f"{mark.lost:z.2f}{spread}")
         lines.append(f"| {' | '.join(cells)} | {mark.megabytes:.1f} | {mark.ratio:.2f} |")
     return "\n".join(lines) + "\n"
 
