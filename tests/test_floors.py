@@ -39,6 +39,7 @@ FLOORS: dict[str, int] = {
     "walk": 3,
     "exiting": 3,
     "token_shares": 3,
+    "limit": 3,
     "trade_off": 3,
     "teacher": 3,
     "removal": 3,

@@ -9,10 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from niwaki.measure.quality import bootstrap_interval
+from niwaki.limit import Limit
 
 Array = npt.NDArray[Any]
-RESAMPLES = 2000
 #: A mean of thirds is rounded otherwise than a third.
 SLACK = 1e-9
 
@@ -52,10 +51,8 @@ class Point(Protocol):
 Any_Point = TypeVar("Any_Point", bound=Point)
 
 
-def within_drop(
-    rows: Labelled, points: Sequence[Any_Point], allowed: float, confidence: float | None, seed: int
-) -> Any_Point:
-    """Return the point of least cost that loses no more than `allowed` against the first, the most careful one.
+def within_drop(rows: Labelled, points: Sequence[Any_Point], limit: Limit, seed: int) -> Any_Point:
+    """Return the point of least cost that is within the limit against the first, the most careful one.
 
     With a confidence the upper bound of the drop must be within the limit, point after point from the most careful one,
     and the first that is not ends the search: so that looking at many points does not weaken the bound (Angelopoulos et
@@ -64,32 +61,26 @@ def within_drop(
     Args:
         rows: that the points are from.
         points: the most careful first.
-        allowed: percentage points, from 0.
-        confidence: of the one-sided bound, a percentile of the bootstrap, in (0.5, 1); None takes the drop as it is.
+        limit: in percentage points, from 0.
         seed: of the bootstrap.
     """
-    if confidence is None:
+    if limit.confidence is None:
         whole = points[0].quality
-        return min((point for point in points if whole - point.quality <= allowed), key=lambda point: point.mean_cost)
+        good = (point for point in points if whole - point.quality <= limit.allowed)
+        return min(good, key=lambda point: point.mean_cost)
     chosen = points[0]
     for point in points[1:]:
-        if bound_of(rows, points[0], point, confidence, seed) > allowed:
+        bound = bound_of(rows, points[0], point, limit, seed)
+        if bound is None or bound > limit.allowed:
             break
         chosen = point
     return chosen
 
 
-def bound_of(rows: Labelled, whole: Point, point: Point, confidence: float, seed: int) -> float:
-    """Return what a point loses at most against the whole model, with this confidence, in percentage points."""
-    low, _ = bootstrap_interval(
-        (whole.predictions_N, point.predictions_N, rows.labels_N),
-        rows.metric,
-        rows.classes,
-        resamples=RESAMPLES,
-        seed=seed,
-        level=2 * confidence - 1,
-    )
-    return -low
+def bound_of(rows: Labelled, whole: Point, point: Point, limit: Limit, seed: int) -> float | None:
+    """Return what a point loses at most against the whole model, in percentage points, where a confidence is asked."""
+    answers = whole.predictions_N, point.predictions_N, rows.labels_N
+    return limit.bound(*answers, rows.metric, num_classes=rows.classes, seed=seed)
 
 
 def first_within_cost(points: Sequence[Any_Point], wanted: float) -> Any_Point | None:

@@ -21,6 +21,7 @@ from niwaki.checkpoint import load, save
 from niwaki.errors import NiwakiError
 from niwaki.exit_rule import NEVER, leaving
 from niwaki.exiting import all_logits, all_logits_of, classify
+from niwaki.limit import Limit
 from niwaki.recipe import Recipe
 from niwaki.report.exits import pictures
 from niwaki.report.precision import told_of
@@ -174,10 +175,10 @@ def test_a_curve_says_what_its_thresholds_do(seed: int, exits: int, by: Any) -> 
 def test_the_cheapest_within_the_limit_is_taken(seed: int, allowed: float, by: Any) -> None:
     rows = rows_of(seed, 2)
     points = curve_of(rows, by)
-    chosen = within_drop(rows, points, allowed, None, seed=0)
+    chosen = within_drop(rows, points, Limit(allowed, None), seed=0)
     good = [point for point in points if points[0].quality - point.quality <= allowed]
     assert chosen.mean_cost == min(point.mean_cost for point in good)
-    sure = within_drop(rows, points, allowed, 0.9, seed=0)
+    sure = within_drop(rows, points, Limit(allowed, 0.9), seed=0)
     assert sure.mean_cost >= chosen.mean_cost
 
 
@@ -188,11 +189,11 @@ def test_with_confidence_the_search_ends_at_the_first_that_fails() -> None:
     early[100:120] = early[100:120, ::-1]
     rows = Rows(np.stack([early, last]), labels, np.array([0.5, 1.0]), "accuracy")
     points = curve_of(rows, "probability")
-    taken = within_drop(rows, points, 1.0, 0.95, seed=0)
+    taken = within_drop(rows, points, Limit(1.0, 0.95), seed=0)
     assert 0.1 <= taken.shares[0] < 0.115 and taken.quality >= 99.0
-    assert within_drop(rows, points, 2.0, None, seed=0).shares == (1.0, 0.0)
-    assert within_drop(rows, points, 2.0, 0.95, seed=0).shares[0] < 0.12  # 2 points lost, but it may be 2.8
-    assert within_drop(rows, points, 3.0, 0.95, seed=0).shares == (1.0, 0.0)
+    assert within_drop(rows, points, Limit(2.0, None), seed=0).shares == (1.0, 0.0)
+    assert within_drop(rows, points, Limit(2.0, 0.95), seed=0).shares[0] < 0.12  # 2 points lost, but it may be 2.8
+    assert within_drop(rows, points, Limit(3.0, 0.95), seed=0).shares == (1.0, 0.0)
 
 
 def test_the_most_careful_within_a_cost_is_taken() -> None:

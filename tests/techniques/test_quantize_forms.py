@@ -20,6 +20,7 @@ from niwaki.errors import NiwakiError
 from niwaki.grid import Grid, nearest
 from niwaki.layers.linear import QuantizedLinear
 from niwaki.layers.packed import PackedEmbedding
+from niwaki.limit import Limit
 from niwaki.measure.conditions import adds_in_16_bits, instruction_sets
 from niwaki.measure.records import Latency, Measurement
 from niwaki.measure.subjects import Session
@@ -29,7 +30,6 @@ from niwaki.surgery import journal_of
 from niwaki.task import Encoded, Task
 from niwaki.technique import Context
 from niwaki.techniques.quantize import Quantize, measured, reduced
-from niwaki.techniques.quantize.limit import Limit
 from niwaki.techniques.quantize.measured import Tried, choose
 from niwaki.techniques.quantize.sensitivity import Part, fewest, kept_after, parts_of, promotions
 from niwaki.techniques.quantize.technique import FORMS
@@ -37,6 +37,7 @@ from niwaki.testing import fresh, logits, make_context
 
 Bases = Callable[..., Path]
 Events = list[dict[str, Any]]
+Clocked = Callable[[dict[tuple[str, str], float], dict[str, int]], None]
 #: All but the first feed-forward and the head.
 MOST = ("*attention*", "*embeddings*", "*layer.1*")
 OLD, NEW = ("avx2", "avx512"), ("avx2", "avx512", "vnni")
@@ -209,12 +210,22 @@ def written(model: nn.Module, examples: Sequence[Any], path: Path) -> None:
     path.write_bytes(b"")
 
 
-def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> Clocked:
+    """Put up a clock, with ONNX Runtime alone and files that nobody reads."""
+
+    def put_up(seconds: dict[tuple[str, str], float], wrong: dict[str, int]) -> None:
+        monkeypatch.setattr(measured, "measure_session", Clock(seconds, wrong))
+        monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
+        monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
+
+    return put_up
+
+
+def test_the_fastest_form_within_the_limit_is_packed(context: Context, clocked: Clocked) -> None:
     """Static is fastest and loses too much, and is slow with modules in floats; the weights are next."""
     seconds = {("int8 static", "onnxruntime"): 1.0, ("int8 weights", "onnxruntime"): 2.0}
-    monkeypatch.setattr(measured, "measure_session", Clock(seconds, {"int8 static": 2}))
-    monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
-    monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
+    clocked(seconds, {"int8 static": 2})
     context, events = logging(context)
     model = Quantize(by="measured").apply(fresh(context), context)
     kinds = {module.activations for module in model.modules() if isinstance(module, QuantizedLinear)}
@@ -230,12 +241,10 @@ def test_the_fastest_form_within_the_limit_is_packed(context: Context, monkeypat
     assert table.lines[0][:2] == ("int8 static", "onnxruntime") and table.lines[1][2] == "chosen"
 
 
-def test_a_faster_form_with_modules_in_floats_is_taken(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faster_form_with_modules_in_floats_is_taken(context: Context, clocked: Clocked) -> None:
     """Static loses too much as it stands; with some modules in floats it does not, and is faster than the weights."""
     seconds = {(form, "onnxruntime"): at for form, at in (("int8 static", 1.0), ("int8 static, mixed", 1.5))}
-    monkeypatch.setattr(measured, "measure_session", Clock(seconds, {"int8 static": 2}))
-    monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
-    monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
+    clocked(seconds, {"int8 static": 2})
     context, events = logging(context)
     model = Quantize(by="measured").apply(fresh(context), context)
     kinds = {module.activations for module in model.modules() if isinstance(module, QuantizedLinear)}
@@ -243,21 +252,19 @@ def test_a_faster_form_with_modules_in_floats_is_taken(context: Context, monkeyp
     assert [form["form"] for form in of(events, "forms")["forms"] if form["chosen"]] == ["int8 static, mixed"]
 
 
-def test_a_form_beyond_the_limit_is_repaired(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "measure_session", Clock({}, {"int8 dynamic": 2}))
-    monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
-    monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
+def test_a_form_beyond_the_limit_is_repaired(
+    context: Context, clocked: Clocked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocked({}, {"int8 dynamic": 2})
     monkeypatch.setattr("niwaki.techniques.quantize.technique.FORMS", {"int8 dynamic": {}})
     context, events = logging(context)
     Quantize(by="measured", allowed_drop=2.5, skip=MOST).apply(fresh(context), context)
     assert of(events, "forms")["repaired"] and of(events, "allowed-drop")["allowed"] == 2.5
 
 
-def test_with_confidence_it_is_the_bound_that_counts(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_confidence_it_is_the_bound_that_counts(context: Context, clocked: Clocked) -> None:
     """One of 48 rows lost is 2.1 points, and with 90% confidence two rows, 4.2: of new rows that may be lost."""
-    monkeypatch.setattr(measured, "measure_session", Clock({("int8 static", "onnxruntime"): 1.0}, {"int8 static": 1}))
-    monkeypatch.setattr(measured, "installed", lambda: ("torch", "onnxruntime"))
-    monkeypatch.setitem(measured.WRITERS, "onnxruntime", ("model.onnx", written))
+    clocked({("int8 static", "onnxruntime"): 1.0}, {"int8 static": 1})
     taken = {}
     for confidence in (None, 0.9):
         told, events = logging(context)

@@ -11,6 +11,7 @@ from torch import nn
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.dropping import By
+from niwaki.limit import Limit
 from niwaki.surgery import drop_tokens, require_droppable
 from niwaki.surgery.dropping import levels_of, stand_droppers
 from niwaki.technique import Companion, Context, Grain, Technique
@@ -96,9 +97,9 @@ class DropTokens(Technique):
         return self
 
     @property
-    def limit(self) -> float:
-        """Return the points that may be lost."""
-        return USUAL_DROP if self.allowed_drop is None else self.allowed_drop
+    def limit(self) -> Limit:
+        """Return how much may be lost."""
+        return Limit(USUAL_DROP if self.allowed_drop is None else self.allowed_drop, self.confidence)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model whose layers must all see every token."""
@@ -112,9 +113,9 @@ class DropTokens(Technique):
         chosen = self.fit(model, context, Schedule(self.by, tuple(shape), self.from_length))
         if chosen.strength == 0 and self.keep is None:
             raise NiwakiError(
-                f"drop-tokens found no level within allowed_drop {self.limit:g} at which a token goes",
+                f"drop-tokens found no level within allowed_drop {self.limit.allowed:g} at which a token goes",
                 expected="a limit that the loss of a few tokens can hold",
-                fix=f"allowed_drop: {max(0.1, 2 * self.limit):.2g}, or drop-tokens inside train",
+                fix=f"allowed_drop: {max(0.1, 2 * self.limit.allowed):.2g}, or drop-tokens inside train",
                 place=self.name,
             )
         return model
@@ -186,7 +187,7 @@ class DropTokens(Technique):
 
     def _choose(self, labels: Labels, points: list[Point], context: Context) -> Point:
         if self.keep is None:
-            return within_drop(labels, points, self.limit, self.confidence, context.seed)
+            return within_drop(labels, points, self.limit, context.seed)
         found = first_within_cost(points, self.keep)
         if found is None:
             least = points[-1].mean_cost
@@ -202,9 +203,7 @@ class DropTokens(Technique):
         """Log the curve and which point was taken."""
         asked: dict[str, Any] = {"wanted": self.keep}
         if self.keep is None and own is None:
-            asked = {"allowed": self.limit, "confidence": self.confidence}
-        if self.confidence is not None:
-            asked["bound"] = bound_of(labels, points[0], chosen, self.confidence, context.seed)
+            asked = {**self.limit.told(), "bound": bound_of(labels, points[0], chosen, self.limit, context.seed)}
         context.log(
             {
                 "event": "tokens",

@@ -15,6 +15,7 @@ from niwaki.errors import NiwakiError
 from niwaki.exit_rule import NEVER, By
 from niwaki.exiting import all_logits_of, require_exits
 from niwaki.layers.exits import exits_of
+from niwaki.limit import Limit
 from niwaki.surgery import add_exit, set_thresholds
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.exit.fitting import Point, Rows, check_cost, curve_of, within_cost
@@ -168,16 +169,16 @@ class Exit(Technique):
         chosen = self.fit(model, context)
         if chosen.threshold == NEVER:
             raise NiwakiError(
-                f"exit found no threshold within allowed_drop {self.limit:g} at which a text leaves",
+                f"exit found no threshold within allowed_drop {self.limit.allowed:g} at which a text leaves",
                 expected="a limit that one exit can hold",
-                fix=f"allowed_drop: {max(0.1, 2 * self.limit):.2g}, or exits after later layers",
+                fix=f"allowed_drop: {max(0.1, 2 * self.limit.allowed):.2g}, or exits after later layers",
             )
         return model
 
     @property
-    def limit(self) -> float:
-        """Return the points that may be lost."""
-        return USUAL_DROP if self.allowed_drop is None else self.allowed_drop
+    def limit(self) -> Limit:
+        """Return how much may be lost."""
+        return Limit(USUAL_DROP if self.allowed_drop is None else self.allowed_drop, self.confidence)
 
     def fit(self, model: nn.Module, context: Context) -> Point:
         """Give a model's exits their thresholds, log the whole curve, and return the point that was taken."""
@@ -189,7 +190,7 @@ class Exit(Technique):
         if self.mean_cost is not None:
             chosen = within_cost(points, self.mean_cost)
         else:
-            chosen = within_drop(said, points, self.limit, self.confidence, context.seed)
+            chosen = within_drop(said, points, self.limit, context.seed)
         set_thresholds(model, by=self.by, thresholds=[chosen.threshold] * len(exits.layers))
         self._tell(said, points, chosen, context, list(exits.layers))
         return chosen
@@ -198,9 +199,7 @@ class Exit(Technique):
         """Log the curve, what each head is worth alone, and which point was taken."""
         asked: dict[str, Any] = {"wanted": self.mean_cost}
         if self.mean_cost is None:
-            asked = {"allowed": self.limit, "confidence": self.confidence}
-        if self.confidence is not None:
-            asked["bound"] = bound_of(rows, points[0], chosen, self.confidence, context.seed)
+            asked = {**self.limit.told(), "bound": bound_of(rows, points[0], chosen, self.limit, context.seed)}
         context.log(
             {
                 "event": "exits",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
 import math
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.export import export_onnx, export_openvino, file_for
+from niwaki.limit import Limit
 from niwaki.measure.subjects import Subject, measure_session
 from niwaki.runtime import default_threads, installed
 from niwaki.task import Encoded
 from niwaki.technique import Context
-from niwaki.techniques.quantize.limit import Limit
 from niwaki.techniques.quantize.sensitivity import Settings, quiet, within
 
 #: Points that may be lost where nothing else is said.
@@ -118,49 +117,59 @@ def fastest(settings: Forms, forms: Mapping[str, Mapping[str, Any]], model: nn.M
             return within(named[chosen.form], model, context, limit)
         if chosen != first:
             told: list[dict[str, Any]] = []
-            with contextlib.suppress(NiwakiError):  # where nothing of it can stay packed, the other is taken
-                mixed = within(named[first.form], model, replace(context, log=told.append), limit)
-                beside = [one for one in subjects if _is_of(one, chosen) or _is_of(one, replace(first, form=FLOATS))]
-                own, others = _beside(mixed, first, beside, rows, context, limit, Path(folder))
-                tried.append(own)
-                if limit.holds(vars(own)) and (own.seconds or 0.0) < CLEARLY * min(others):
-                    _tell(tried, own, False, limit, rows, context)
-                    for event in told:
-                        context.log(event)
-                    return mixed
+            loud = replace(context, log=told.append)
+            others = [one for one in subjects if (one.name, one.runtime) in ((FLOATS, first.runtime), _key(chosen))]
+            own, mixed = _in_part(named[first.form], first, others, model, rows, loud, limit, Path(folder))
+            tried.append(own)
+            if mixed is not None:
+                _tell(tried, own, False, limit, rows, context)
+                for event in told:
+                    context.log(event)
+                return mixed
     _tell(tried, chosen, False, limit, rows, context)
     return named[chosen.form].apply(model, held)
 
 
-def _is_of(subject: Subject, tried: Tried) -> bool:
-    """Say whether a file is what was tried."""
-    return (subject.name, subject.runtime) == (tried.form, tried.runtime)
+def _key(tried: Tried) -> tuple[str, str]:
+    """Return what tells apart the files that are tried."""
+    return tried.form, tried.runtime
 
 
-def _beside(
-    mixed: nn.Module,
+def _in_part(
+    settings: Forms,
     first: Tried,
     others: Sequence[Subject],
+    model: nn.Module,
     rows: Encoded,
     context: Context,
     limit: Limit,
     folder: Path,
-) -> tuple[Tried, list[float]]:
-    """Time a form with modules in higher precision beside others; return what it is worth, and their seconds.
+) -> tuple[Tried, nn.Module | None]:
+    """Keep modules of a form in higher precision until it is within the limit, and time it beside others.
 
     Args:
-        mixed: the model in that form.
-        first: what was tried of the form as it stood.
-        others: the floats in its runtime, and forms to compare it with.
+        settings: of the form.
+        first: what was tried of it, as it stood.
+        others: the floats in its runtime, and the form to compare it with.
+        model: stays as it is.
         rows: to time and score on.
-        context: of the step.
-        limit: what its loss is judged by.
+        context: of the step; its log is told where the accuracy is lost.
+        limit: how much may be lost.
         folder: for its file.
+
+    Returns:
+        what it is worth, and the model, where it is within the limit and clearly faster than the other form.
     """
-    path = _write(mixed, first.runtime, _examples(rows), folder / "mixed")
-    own = Subject(name=f"{first.form}, mixed", runtime=first.runtime, path=path)
-    *found, last = _measured([*others, own], rows, context, limit)
-    return last, [one.seconds for one in found if one.form != FLOATS and one.seconds is not None]
+    name = f"{first.form}, mixed"
+    try:
+        mixed = within(settings, model, context, limit)
+        path = _write(mixed, first.runtime, _examples(rows), folder / "mixed")
+    except NiwakiError as error:  # nothing of it can stay packed, or no file holds it
+        return Tried(name, first.runtime, refused=error.wrong), None
+    *found, own = _measured([*others, Subject(name=name, runtime=first.runtime, path=path)], rows, context, limit)
+    seconds = [one.seconds for one in found if one.form != FLOATS and one.seconds is not None]
+    is_taken = limit.holds(vars(own)) and own.seconds is not None and own.seconds < CLEARLY * min(seconds)
+    return own, mixed if is_taken else None
 
 
 def form_of(settings: Kind, form: Mapping[str, Any]) -> Kind:

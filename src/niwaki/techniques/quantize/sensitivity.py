@@ -17,12 +17,12 @@ from torch import nn
 from niwaki.anatomy import anatomy_of
 from niwaki.calibrate import predict
 from niwaki.errors import NiwakiError
+from niwaki.limit import Limit
 from niwaki.losses import soft_targets
 from niwaki.runtime import OUTCOMES
 from niwaki.task import Encoded, Task, outcome_of
 from niwaki.task.metrics import nats
 from niwaki.technique import Context
-from niwaki.techniques.quantize.limit import Limit
 
 #: Rows that modules are ranked by: a divergence needs fewer than a metric.
 RANKED_ROWS = 256

@@ -20,13 +20,13 @@ from niwaki.errors import NiwakiError, closest
 from niwaki.export.packed import require_onnx
 from niwaki.grid import Grid, Zero, nearest
 from niwaki.layers.linear import is_int8
+from niwaki.limit import Limit
 from niwaki.packable import check_patterns, packable
 from niwaki.surgery import quantize_embedding
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.quantize import measured, rounding
 from niwaki.techniques.quantize.aware import Plan, Steps
 from niwaki.techniques.quantize.calibration import Calibration, Wanted, calibrate
-from niwaki.techniques.quantize.limit import Limit
 from niwaki.techniques.quantize.packing import DATA_FREE, ROWS, affine, pack, pack_linears
 from niwaki.techniques.quantize.reduced import ranges_told, reduces
 from niwaki.techniques.quantize.sensitivity import within
