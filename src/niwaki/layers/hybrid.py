@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from niwaki.layers.attention import FeatureMap, Mechanism, apart, attend_to_past, in_blocks, side_by_side
+from niwaki.layers.attention import Mechanism, apart, attend_to_past, in_blocks, side_by_side
+from niwaki.layers.linear_attention import FeatureMap
 
 #: What the share of the window begins as: sigmoid(-2.197) is 0.1.
 SHARE = -2.197

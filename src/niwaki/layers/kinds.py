@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from niwaki.layers.attention import LinearAttention, Mechanism, WindowAttention
+from niwaki.layers.attention import Mechanism, WindowAttention
 from niwaki.layers.hybrid import HybridAttention
+from niwaki.layers.linear_attention import LinearAttention
 from niwaki.layers.nystrom import NystromAttention
 
 Kind = Literal["window", "linear", "nystrom", "hybrid"]

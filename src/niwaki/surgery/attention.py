@@ -35,9 +35,10 @@ def swap_attention(
     Args:
         model: any model of a known family.
         layer: index of the layer, from 0.
-        by: of an encoder "window" (see `niwaki.layers.attention.WindowAttention`), "linear" (`LinearAttention`, whose
-            feature maps begin as the identity and are to be learnt) or "nystrom"
-            (`niwaki.layers.nystrom.NystromAttention`); of a decoder "hybrid" (`niwaki.layers.hybrid.HybridAttention`).
+        by: of an encoder "window" (see `niwaki.layers.attention.WindowAttention`), "linear"
+            (`niwaki.layers.linear_attention.LinearAttention`, whose feature maps begin as the identity and are to be
+            learnt) or "nystrom" (`niwaki.layers.nystrom.NystromAttention`); of a decoder "hybrid"
+            (`niwaki.layers.hybrid.HybridAttention`).
         window: of "window" and "hybrid": a token sees those less than this away.
         global_tokens: of "window": how many first tokens see all, and are seen by all.
         features: of "linear" and "hybrid": the kind of feature map.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.calibrate import frozen, inputs_of
-from niwaki.layers.attention import LinearAttention, Mechanism, apart, mechanisms_of
+from niwaki.layers.attention import Mechanism, apart, mechanisms_of
+from niwaki.layers.linear_attention import LinearAttention
 from niwaki.losses import scaled_squares
 
 Match = Literal["maps", "outputs"]
