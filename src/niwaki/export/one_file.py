@@ -10,6 +10,7 @@ left.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ def _hold_once(segments: Sequence[GraphProto]) -> None:
         renamed = {}
         for tensor in segment.initializer:
             name, tensor.name = tensor.name, ""
-            first = held.setdefault(tensor.SerializeToString(deterministic=True), name)
+            first = held.setdefault(hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest(), name)
             tensor.name = name
             if first != name:
                 renamed[name] = first
