@@ -69,7 +69,7 @@ class DropTokens(Technique):
         (one share for all layers).
 
     Example:
-        >>> DropTokens(keep=0.5).by, DropTokens().limit
+        >>> DropTokens(keep=0.5).by, DropTokens().limit.allowed
         ('threshold', 1.0)
     """
 
