@@ -19,8 +19,8 @@ setup: .venv/dev.stamp ## make .venv with all that developing needs
 demo: .venv/demo.stamp ## fine-tune, compress, measure and report a small real model, offline, into runs/demo
 	$(BIN)/niwaki demo --out runs/demo
 
-test: .venv/dev.stamp ## run all tests and doctests
-	$(BIN)/pytest -q
+test: .venv/dev.stamp ## run all tests and doctests, on all cores
+	$(BIN)/pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 check: .venv/dev.stamp ## lint, formatting, types, documentation
 	$(BIN)/ruff check
