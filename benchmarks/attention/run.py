@@ -1,4 +1,4 @@
-"""Attention below the square of the length: what it costs by the clock, and what it loses, on the fine-tuned MiniLM.
+"""Long inputs: attention below the square of the length, and fewer tokens, by the clock and by what they lose.
 
     make bench CASE=attention                          everything
     python benchmarks/attention/run.py growth sst2     these stages alone, with their dates and conditions
@@ -8,7 +8,7 @@
 beyond what the base reads, so all of them, the exact one too, have its positions copied up to the longest.
 
 On two cores growth takes about 25 minutes (half of it the exact attention at 8,192 tokens), sst2 about 15, long about
-30, stories about 5.
+30, tokens about 15, stories about 5.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from niwaki.surgery import extend_positions, swap_attention
 from niwaki.task import Task
 from niwaki.techniques.attend import Attend
 from niwaki.techniques.distill import Distill
+from niwaki.techniques.drop_tokens import DropTokens
 from niwaki.train import Train
 
 CASE = "attention"
@@ -207,8 +208,7 @@ def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     tokens. And the latter as it is, with the mean of the logits of overlapping windows, where the text is longer.
     """
     folder = runs_folder(CASE)
-    any_length, task = reviews(scale)
-    base = finetune(base_of_phrases(scale), any_length, folder / "reviews", epochs=1, learning_rate=5e-5).folder
+    base, _, task = base_of_reviews(scale)
     whole = longer(base, LONG, folder / "reviews-longer")
     more = Train(epochs=1, learning_rate=3e-5, batch_size=4)
     twice, taught = (
@@ -230,6 +230,33 @@ def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
         **{f"long_accuracy_{name.removesuffix('-long')}": value for name, value in quality.items()},
     }
     return figures, records_of(rows) + records_of({"pooled": pooled["cut"]})
+
+
+def tokens(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
+    """Let tokens of long reviews go, as many as cost a point: at once, and after an epoch in which they learn to."""
+    base, task, _ = base_of_reviews(scale)
+    fitted = DropTokens(allowed_drop=1.0)
+    learn = Train(
+        epochs=1,
+        learning_rate=3e-5,
+        batch_size=16,
+        together=(Distill(temperature=2, logits=1), DropTokens(penalty=0.1)),
+    )
+    make = partial(compress, base, task=task, measure=False, progress=False)
+    runs = {
+        name: make(Recipe(steps), out=runs_folder(CASE) / f"tokens-{name}").folder
+        for name, steps in {"at-once": [fitted], "learnt": [learn, fitted]}.items()
+    }
+    rows = measured(base, [*runs.values()], task, quick=False)
+    whole, figures = next(iter(rows.values())), {}
+    for name, folder in runs.items():
+        row, word = rows[folder.name], name.replace("-", "_")
+        figures |= {
+            f"tokens_{word}_drop": -row.quality.difference,
+            f"tokens_{word}_latency_ratio": whole.latency_seconds.mean / row.latency_seconds.mean,
+            f"tokens_{word}_throughput_ratio": row.throughput_per_second / whole.throughput_per_second,
+        }
+    return figures, records_of(rows)
 
 
 def decoder(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
@@ -288,6 +315,14 @@ def base_of_phrases(scale: Scale) -> Path:
     return finetune(find_base(), phrases(scale), runs_folder(CASE) / "base", epochs=1, progress=False).folder
 
 
+def base_of_reviews(scale: Scale) -> tuple[Path, Task, Task]:
+    """Return the model of phrases made one of reviews, and its tasks: reviews cut at 512 tokens, and long ones."""
+    any_length, long_ones = reviews(scale)
+    folder = runs_folder(CASE) / "reviews"
+    run = finetune(base_of_phrases(scale), any_length, folder, epochs=1, learning_rate=5e-5, progress=False)
+    return run.folder, any_length, long_ones
+
+
 def phrases(scale: Scale) -> Task:
     """Return SST-2 with fewer phrases to learn on."""
     return subset(sentiment(), "phrases", range(scale.phrases), None if scale == FULL else range(16))
@@ -341,13 +376,13 @@ def subset(
     return task.model_copy(update={"data": str(folder), **(update or {})})
 
 
-def measured(base: Path, folders: list[Path], task: Task) -> dict[str, Any]:
+def measured(base: Path, folders: list[Path], task: Task, quick: bool = True) -> dict[str, Any]:
     """Measure base and runs in one session; return the rows by name, the base's first."""
-    rows = compare(base, *folders, task=task, runtimes=["onnxruntime"], quick=True, progress=False).rows
+    rows = compare(base, *folders, task=task, runtimes=["onnxruntime"], quick=quick, progress=False).rows
     return {row.name: row for row in rows}
 
 
-STAGES = {"growth": growth, "sst2": sst2, "long": long, "stories": decoder}
+STAGES = {"growth": growth, "sst2": sst2, "long": long, "tokens": tokens, "stories": decoder}
 
 
 def main(words: list[str]) -> None:
