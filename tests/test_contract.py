@@ -44,6 +44,7 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     ),
     (Prune(keep_weights=0.5, by="magnitude"), Prune(by="magnitude"), True),
     (Prune(pattern="2:4", by="magnitude"), None, True),
+    (Prune(keep_weights=0.5, examples=32), Prune(), True),
     (Prune(keep_weights=0.5, by="wanda", examples=32), Prune(by="wanda"), True),
     (Prune(keep_weights=0.5, by="sparsegpt", examples=32), Prune(by="sparsegpt"), True),
     (Prune(keep_weights=0.5, by="movement"), Prune(by="movement"), True),

@@ -61,7 +61,7 @@ def masks(gone: int, by: str, epochs: float, end: float, learning_rate: float) -
 #: The long trainings, each done with every seed.
 TRAININGS: dict[str, list[Train]] = {
     "sparse-50": [masks(50, "magnitude", 1, end=0.6, learning_rate=1e-4)],
-    "sparse-90": [masks(90, "magnitude", 4, end=0.4, learning_rate=1.5e-4)],
+    "sparse-90": [masks(90, "first-order", 1, end=0.5, learning_rate=1.5e-4)],
     "learnt-60": [gates(60), Train(epochs=1.5, together=(NEAREST,), average=0.998, **RATE)],
     "learnt-90": [gates(90), Train(epochs=3, together=(NEAREST,), average=0.998, **RATE)],
 }

@@ -22,8 +22,9 @@ from niwaki.hessian import DAMPING, factor_of_inverse
 from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.distill import Distill
-from niwaki.techniques.prune import Prune, movement, sparsegpt, weights
+from niwaki.techniques.prune import Prune, first_order, movement, sparsegpt, weights
 from niwaki.techniques.prune.masks import Rule, masks, strongest
+from niwaki.techniques.prune.units import MEMORY
 from niwaki.techniques.quantize import Quantize
 from niwaki.testing import fresh, logits, make_context, short_train
 
@@ -85,13 +86,13 @@ def test_the_share_of_the_whole_model_is_exact(family: str, saved_base: Bases, t
     assert all(int((p == 0).sum()) == 0 for name, p in model.named_parameters() if "pooler" in name and p.dim() == 2)
 
 
-@pytest.mark.parametrize("by", ["magnitude", "random", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("by", ["magnitude", "first-order", "random", "wanda", "sparsegpt"])
 def test_the_same_share_in_every_matrix(by: str, context: Context) -> None:
     model = Prune(keep_weights=0.25, by=by, even=True, examples=64).apply(fresh(context), context)
     assert counts(model) == [matrix.numel() // 4 for matrix in matrices(model)]
 
 
-@pytest.mark.parametrize("by", ["magnitude", "random", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("by", ["magnitude", "first-order", "random", "wanda", "sparsegpt"])
 def test_two_of_four(by: str, context: Context) -> None:
     model = Prune(pattern="2:4", by=by, examples=64).apply(fresh(context), context)
     for matrix in matrices(model):
@@ -124,6 +125,45 @@ def test_pruning_again_goes_on(context: Context) -> None:
     total = sum(matrix.numel() for matrix in matrices(model))
     assert sum(counts(model)) == total // 4
     assert not any(bool((matrix[mask] != 0).any()) for matrix, mask in zip(matrices(model), gone, strict=True))
+
+
+# What the loss says
+
+
+def test_weights_that_the_loss_leans_on_stay(context: Context) -> None:
+    """At once, those of highest |W| times the sum over batches of |dL/dW|, of the whole model."""
+    before, scores = fresh(context), []
+    for batch in context.calibration_batches(64, batch_size=16):
+        before.zero_grad()
+        context.task.loss(before.eval()(**inputs_of(batch)).logits, batch["labels"]).backward()
+        own = [linear.weight for linear in weights.matrices_of(before).values()]
+        scores.append(torch.cat([(one * one.grad).detach().abs().reshape(-1) for one in own]))
+    pruned = Prune(keep_weights=0.3, examples=64).apply(fresh(context), context)
+    mask = torch.cat([matrix.reshape(-1) != 0 for matrix in matrices(pruned)])
+    total = torch.stack(scores).sum(dim=0)
+    assert len(scores) == 4 and float(total[mask].min()) >= float(total[~mask].max())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in pruned.parameters())
+
+
+def test_slopes_are_averaged_over_steps_while_weights_go(context: Context) -> None:
+    model = fresh(context)
+    companion = Prune(keep_weights=0.5, begin=0.0, end=1.0).accompany(model, context)
+    assert isinstance(companion, first_order.Weights)
+    name, linear = next(iter(companion.linears.items()))
+    expected = torch.zeros_like(linear.weight)
+    for batch in list(context.calibration_batches(24, batch_size=8)):
+        model.zero_grad()
+        context.task.loss(model(**inputs_of(batch)).logits, batch["labels"]).backward()
+        expected = MEMORY * expected + (1 - MEMORY) * linear.weight.grad.abs()
+    torch.testing.assert_close(companion.slopes_0, expected)
+    companion.step(0.5)
+    scores = torch.cat([one.reshape(-1) for one in companion.scores()])
+    torch.testing.assert_close(companion.scores()[0][linear.mask], (linear.weight.abs() * expected)[linear.mask])
+    assert int((scores > -1).sum()) == sum(int(one.mask.sum()) for one in companion.linears.values())
+    companion.step(1.0)
+    held = companion.slopes_0.clone()
+    context.task.loss(model(**inputs_of(batch)).logits, batch["labels"]).backward()
+    assert torch.equal(companion.slopes_0, held), "all is chosen: nothing is gathered any more"
 
 
 # What the inputs say
@@ -273,7 +313,7 @@ def test_inputs_that_are_never_there_and_too_few_rows() -> None:
 # In training
 
 
-@pytest.mark.parametrize("by", ["magnitude", "random", "movement"])
+@pytest.mark.parametrize("by", ["magnitude", "first-order", "random", "movement"])
 @pytest.mark.parametrize("pattern", [None, "1:4"])
 def test_training_ends_at_the_exact_share(by: str, pattern: str | None, context: Context, tmp_path: Path) -> None:
     share = {"keep_weights": 0.25} if pattern is None else {"pattern": pattern}

@@ -1,10 +1,10 @@
-"""What the loss says of each block: gradients by gates on its units, and by what it puts out."""
+"""What the loss says of each block: gradients by gates on its units, by what it puts out, and by single weights."""
 
-# B batch, T tokens, D hidden, U units, P tokens that are not padding
+# B batch, T tokens, D hidden, U units, P tokens that are not padding, O outputs, I inputs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,3 +97,28 @@ def _backward(model: nn.Module, context: Context, examples: int) -> Iterator[Non
             loss = context.task.loss(model(**inputs_of(batch)).logits, batch["labels"])
             (loss * len(batch["labels"])).backward()  # the task's loss is a mean
             yield
+
+
+def weight_importances(
+    model: nn.Module, matrices: Sequence[nn.Linear], context: Context, examples: int
+) -> list[Tensor]:
+    """Return |W| times the sum over batches of |dL/dW| for each matrix, L the loss of the task.
+
+    Args:
+        model: of a known family.
+        matrices: its linears.
+        context: with training rows.
+        examples: of them to look at.
+
+    Source: Molchanov et al. 2019, Importance Estimation for Neural Network Pruning, section 3.1.
+    """
+    own = [linear.weight for linear in matrices]
+    sums = [torch.zeros_like(weight_OI) for weight_OI in own]
+    with frozen(model):
+        for weight_OI in own:
+            weight_OI.requires_grad_(True)
+        for batch in context.calibration_batches(examples, batch_size=BATCH):
+            loss = context.task.loss(model(**inputs_of(batch)).logits, batch["labels"])
+            for one, slope_OI in zip(sums, torch.autograd.grad(loss, own), strict=True):
+                one += slope_OI.abs()
+    return [weight_OI.detach().abs() * one for weight_OI, one in zip(own, sums, strict=True)]

@@ -14,7 +14,7 @@ from niwaki.layers.factored import pairs_in
 from niwaki.parameters import Parameters
 from niwaki.surgery import refuse_tied, ties_of
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.prune import hard_concrete, movement, units, weights
+from niwaki.techniques.prune import first_order, hard_concrete, movement, units, weights
 from niwaki.techniques.prune.masks import Rule, read_pattern
 from niwaki.techniques.prune.post_training import METHODS, Cost, PostTraining
 
@@ -35,7 +35,7 @@ By = Literal[
 #: What each method can cut. `macs`, `latency` and `parameters` are budgets over heads and neurons (and what else the
 #: method can cut) together.
 CUTS: dict[str, tuple[str, ...]] = {
-    "first-order": ("heads", "neurons", "hidden"),
+    "first-order": ("heads", "neurons", "hidden", "weights"),
     "magnitude": ("heads", "neurons", "hidden", "weights"),
     "fisher": ("heads", "neurons", "hidden"),
     "activation": ("heads", "neurons", "hidden"),
@@ -103,7 +103,8 @@ class Prune(Technique):
     or 1 within that share.
 
     Single weights leave zeros, that is a smaller `model.safetensors` (a bit a weight, and the weights that are left)
-    and no faster runtime. Which stay: "magnitude" the highest |W_ij|; "wanda", in each row, the highest |W_ij| ||X_j||
+    and no faster runtime. Which stay: "magnitude" the highest |W_ij|; "first-order" the highest |W_ij| |dL/dW_ij|, summed
+    over batches or, in training, a moving average; "wanda", in each row, the highest |W_ij| ||X_j||
     over the inputs X; "sparsegpt" those whose removal costs most, w_j^2 / [H^-1]_jj with H = X^T X, while the others of
     the row make up for it; "movement" (in training) the highest scores S, learnt by dL/dS = dL/d(W M) W. Wanda and
     SparseGPT cut each matrix by the same share. Movement also scores heads and neurons.
@@ -144,7 +145,7 @@ class Prune(Technique):
         equation 1 (cubic schedule). Han et al. 2015, Learning both Weights and Connections for Efficient Neural
         Networks (magnitude). Sun et al. 2023, A Simple and Effective Pruning Approach for Large Language Models,
         equation 1 (Wanda). Frantar and Alistarh 2023, SparseGPT, algorithm 1. Sanh, Wolf and Rush 2020, Movement
-        Pruning, section 4. Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3 (movement of units).
+        Pruning, section 4. Zhang et al. 2022, PLATON, section 3 (first order of single weights). Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3 (movement of units).
         Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4 (mask-search). Kurtic,
         Frantar and Alistarh 2023, ZipLM, section 3 (second-order).
 
@@ -292,7 +293,9 @@ class Prune(Technique):
         if not self.can_accompany:
             return super().accompany(model, context)
         if "weights" in self.cut:
-            of_weights = movement.Weights if self.by == "movement" else weights.Gradual
+            of_weights = {"movement": movement.Weights, "first-order": first_order.Weights}.get(
+                self.by, weights.Gradual
+            )
             return of_weights(model, context, self.by, self.rule, begin=self.begin, end=self.end)
         if self.learnt_share < 1.0:
             return hard_concrete.Learnt(

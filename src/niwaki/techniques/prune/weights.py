@@ -18,6 +18,7 @@ from niwaki.technique import Context
 from niwaki.techniques.prune import sparsegpt
 from niwaki.techniques.prune.masks import GONE, Rule, in_groups, in_rows, masks
 from niwaki.techniques.prune.scheduled import Scheduled
+from niwaki.techniques.prune.sensitivity import weight_importances
 
 #: In how many stages weights go in training. Choosing among ten million takes as long as a training step.
 STAGES = 50
@@ -56,7 +57,7 @@ def at_once(model: nn.Module, context: Context, by: str, rule: Rule, examples: i
     Args:
         model: of a known family.
         context: with training rows, where the method looks at inputs.
-        by: "magnitude", "random", "wanda" or "sparsegpt".
+        by: "magnitude", "first-order", "random", "wanda" or "sparsegpt".
         rule: how many stay.
         examples: training rows to look at.
     """
@@ -66,7 +67,10 @@ def at_once(model: nn.Module, context: Context, by: str, rule: Rule, examples: i
             _solve_layer(model, layer, context, by, rule, examples)
     else:
         matrices = list(matrices_of(model).values())
-        scores = magnitudes(matrices) if by == "magnitude" else random(matrices, context.seed)
+        if by == "first-order":
+            scores = weight_importances(model, matrices, context, examples)
+        else:
+            scores = magnitudes(matrices) if by == "magnitude" else random(matrices, context.seed)
         for linear, mask in zip(matrices, masks(scores, rule), strict=True):
             _set(linear, linear.weight.detach() * mask)
     return store(model)
