@@ -22,7 +22,7 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
 STAGES = ("curves", "retrained", "sparse-50", "sparse-90", "learnt-60", "learnt-90")
 #: By a run's name: its line in the picture. Names end in the share kept and how it was trained, or in gone and seed.
 ONE_SHOT = re.compile(r"(?P<by>[a-z-]+)-(?P<share>0\.\d+)(?:-(?P<how>retrained|inside))?")
-SEEDED = re.compile(r"(?P<by>sparse|learnt)-(?P<gone>\d+)-\d")
+SEEDED = re.compile(r"(?P<by>sparse|learnt)-(?P<gone>\d+)-(\d|(?P<other>[a-z]+))")
 COLOURS = {
     "random": "#757f8d",
     "magnitude": "#c98a00",
@@ -31,7 +31,8 @@ COLOURS = {
     "second-order": "#0072b2",
     "movement": "#009e73",
     "learnt": "#d55e00",
-    "sparse": "#009e73",
+    "sparse": "#882255",
+    "sparse, magnitude": "#e0b13c",
 }
 
 
@@ -105,11 +106,14 @@ def marks_of(records: list[dict[str, Any]]) -> list[Mark]:
 def key_of(name: str) -> tuple[str, float, str] | None:
     """Return method, share kept, and when it was trained, of a run's name; nothing for the base.
 
-    >>> key_of("second-order-0.5"), key_of("movement-0.5-inside"), key_of("sparse-90-2"), key_of("base")
-    (('second-order', 0.5, 'none'), ('movement', 0.5, 'meanwhile'), ('sparse', 0.1, 'meanwhile'), None)
+    >>> key_of("second-order-0.5"), key_of("movement-0.5-inside"), key_of("sparse-90-2")
+    (('second-order', 0.5, 'none'), ('movement', 0.5, 'meanwhile'), ('sparse', 0.1, 'meanwhile'))
+    >>> key_of("sparse-90-magnitude"), key_of("base")
+    (('sparse, magnitude', 0.1, 'meanwhile'), None)
     """
     if match := SEEDED.fullmatch(name):
-        return match["by"], round(1 - int(match["gone"]) / 100, 2), HOW["inside"]
+        by = f"{match['by']}, {match['other']}" if match["other"] else match["by"]
+        return by, round(1 - int(match["gone"]) / 100, 2), HOW["inside"]
     if match := ONE_SHOT.fullmatch(name):
         return match["by"], float(match["share"]), HOW[match["how"]]
     return None
@@ -140,7 +144,7 @@ def draw(axes: Any, marks: list[Mark], x_of: Any) -> None:
             axes.plot([x_of(mark) for mark in alone], [mark.lost for mark in alone], "-", color=colour, alpha=0.5)
         for mark in mine:
             axes.scatter(
-                x_of(mark), mark.lost, marker="s" if by == "sparse" else "o", edgecolors=colour, linewidths=1.4,
+                x_of(mark), mark.lost, marker="s" if by.startswith("sparse") else "o", edgecolors=colour, linewidths=1.4,
                 s=34, zorder=3, facecolors=drawing.PAPER if mark.training == "none" else colour,
             )  # fmt: skip
         if mine:

@@ -66,6 +66,9 @@ TRAININGS: dict[str, list[Train]] = {
     "learnt-90": [gates(90), Train(epochs=3, together=(NEAREST,), average=0.998, **RATE)],
 }
 
+#: The training of "sparse-90" by the criterion that looks at weights alone: the control.
+BY_MAGNITUDE = [masks(90, "magnitude", 1, end=0.5, learning_rate=1.5e-4)]
+
 OfModel = Callable[[Path, Task], tuple[dict[str, Any], list[Any]]]
 
 
@@ -127,7 +130,8 @@ def retrained(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
 
 def learnt(gone: int, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
     """Hard-concrete gates with distillation, then the cut model with its teacher alone, faster; three seeds."""
-    rows, runs = seeded(base, task, f"learnt-{gone}")
+    runs = [trained(base, task, f"learnt-{gone}", seed) for seed in SEEDS]
+    rows = measured(base, runs, task)
     figures = {f"learnt_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs]))}
     if gone == 90:
         figures["learnt_90_speedup"] = float(np.mean([speedup(base, one) for one in runs]))
@@ -135,12 +139,17 @@ def learnt(gone: int, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]
 
 
 def sparse(gone: int, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
-    """Weights of the layers gone in training with distillation, three seeds."""
-    rows, runs = seeded(base, task, f"sparse-{gone}")
-    stored = {one.name: size_on_disk(one.folder, "torch") for one in runs}  # an artifact holds the zeros as well
+    """Weights of the layers gone in training with distillation, three seeds; of a tenth left, one by magnitude too."""
+    runs = [trained(base, task, f"sparse-{gone}", seed) for seed in SEEDS]
+    others = [run(base, task, "sparse-90-magnitude", BY_MAGNITUDE)] if gone == 90 else []
+    rows = measured(base, [*runs, *others], task)
+    stored = {
+        one.name: size_on_disk(one.folder, "torch") for one in [*runs, *others]
+    }  # an artifact holds the zeros as well
     return {
         f"sparse_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs])),
         f"sparse_{gone}_bytes_ratio": float(np.mean([matrices_ratio(one) for one in runs])),
+        **{"sparse_90_magnitude_drop": drop(rows[one.name]) for one in others},
     }, [{**record, "stored_bytes": stored.get(record["name"], record["size_bytes"])} for record in records_of(rows)]
 
 
@@ -186,13 +195,8 @@ def run(base: Path, task: Task, name: str, steps: list[Any], seed: int = 0) -> R
     return compress(base, Recipe(steps), task, runs_folder(CASE) / name, seed=seed, measure=False, progress=False)
 
 
-def seeded(base: Path, task: Task, name: str) -> tuple[dict[str, Measurement], list[Run]]:
-    """Carry out a training with each seed and measure all of them."""
-    runs = [trained(base, task, name, seed) for seed in SEEDS]
-    return measured(base, runs, task), runs
-
-
 def trained(base: Path, task: Task, name: str, seed: int) -> Run:
+    """Carry out one of the long trainings."""
     return run(base, task, f"{name}-{seed}", TRAININGS[name], seed)
 
 
