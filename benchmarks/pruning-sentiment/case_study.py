@@ -144,9 +144,15 @@ def draw(axes: Any, marks: list[Mark], x_of: Any) -> None:
             axes.plot([x_of(mark) for mark in alone], [mark.lost for mark in alone], "-", color=colour, alpha=0.5)
         for mark in mine:
             axes.scatter(
-                x_of(mark), mark.lost, marker="s" if by.startswith("sparse") else "o", edgecolors=colour, linewidths=1.4,
-                s=34, zorder=3, facecolors=drawing.PAPER if mark.training == "none" else colour,
-            )  # fmt: skip
+                x_of(mark),
+                mark.lost,
+                marker="s" if by.startswith("sparse") else "o",
+                edgecolors=colour,
+                linewidths=1.4,
+                s=34,
+                zorder=3,
+                facecolors=drawing.PAPER if mark.training == "none" else colour,
+            )
         if mine:
             axes.plot([], [], "o", color=colour, label=by)
     axes.axhline(0, color=drawing.BASE, linewidth=1)

@@ -143,14 +143,15 @@ def sparse(gone: int, base: Path, task: Task) -> tuple[dict[str, Any], list[Any]
     runs = [trained(base, task, f"sparse-{gone}", seed) for seed in SEEDS]
     others = [run(base, task, "sparse-90-magnitude", BY_MAGNITUDE)] if gone == 90 else []
     rows = measured(base, [*runs, *others], task)
-    stored = {
-        one.name: size_on_disk(one.folder, "torch") for one in [*runs, *others]
-    }  # an artifact holds the zeros as well
-    return {
+    figures = {
         f"sparse_{gone}_drop": float(np.mean([drop(rows[one.name]) for one in runs])),
         f"sparse_{gone}_bytes_ratio": float(np.mean([matrices_ratio(one) for one in runs])),
-        **{"sparse_90_magnitude_drop": drop(rows[one.name]) for one in others},
-    }, [{**record, "stored_bytes": stored.get(record["name"], record["size_bytes"])} for record in records_of(rows)]
+    }
+    if others:
+        figures["sparse_90_magnitude_drop"] = drop(rows[others[0].name])
+    stored = {one.name: size_on_disk(one.folder, "torch") for one in [*runs, *others]}
+    records = records_of(rows)  # whose artifacts hold the zeros as well
+    return figures, [{**record, "stored_bytes": stored.get(record["name"], record["size_bytes"])} for record in records]
 
 
 def trim(base: Path, task: Task) -> tuple[dict[str, Any], list[Any]]:
