@@ -81,7 +81,7 @@ def main() -> None:
             axes.set_xlabel(label)
         axes_P[0].set_ylabel("points of accuracy lost")
         axes_P[0].set_title("down is better; filled: trained in or after the cut", fontsize=9)
-        figure.legend(*axes_P[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+        figure.legend(*axes_P[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         drawing.write_picture(
             figure, ROOT / "docs" / "images" / "pruning-sentiment.svg", "What pruning loses on SST-2, by what it saves"
         )
