@@ -29,6 +29,7 @@ from niwaki.techniques.factor import Factor
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
 from niwaki.techniques.share import Share, weights
+from niwaki.techniques.share.aligning import _reorder, _turn, align
 from niwaki.techniques.share.technique import mean_loss
 from niwaki.techniques.share.tightening import Tightening
 from niwaki.techniques.trim import Trim
@@ -71,7 +72,7 @@ def test_the_shared_weight_by_hand() -> None:
 def test_least_squares_is_nearer_to_all_outputs_than_any_other_start(context: Context) -> None:
     def error(start: str) -> float:
         """Return the squared difference of the first shared linear's outputs from the members' own."""
-        share = Share(groups="all", parts="attention", start=start, examples=32)
+        share = Share(groups="all", parts="attention", start=start, align=False, examples=32)
         first = share.sets(fresh(context), context)[0]
         model, total = fresh(context), 0.0
         for name in first.names:
@@ -91,7 +92,7 @@ def test_least_squares_is_nearer_to_all_outputs_than_any_other_start(context: Co
 
 def test_best_is_the_layer_that_costs_least_in_the_place_of_the_others(context: Context) -> None:
     notes: list[dict[str, Any]] = []
-    share = Share(groups="all", start="best", examples=32)
+    share = Share(groups="all", start="best", align=False, examples=32)
     model = share.apply(fresh(context), replace(context, log=notes.append))
     told = next(note["values"] for note in notes if "loss" in note["note"])
     for member, loss in enumerate(told):
@@ -101,6 +102,48 @@ def test_best_is_the_layer_that_costs_least_in_the_place_of_the_others(context: 
                 linear.weight = nn.Parameter(matrices(fresh(context), role)[member].weight.detach().clone())
         assert mean_loss(other, context, 32) == pytest.approx(loss, rel=1e-5)
     assert torch.equal(matrices(model, "up")[0].weight, matrices(context.base, "up")[told.index(min(told))].weight)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra", "llama", "qwen2"])
+def test_in_line_a_model_computes_what_it_did_and_its_layers_are_nearer(
+    family: str, saved_base: Bases, toy_task: Task, tmp_path: Path
+) -> None:
+    context = make_context(saved_base(family, layers=3), toy_task, tmp_path)
+    model, roles = fresh(context), Share().roles(context.base)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(std=0.1)  # a tiny model has none; they are turned as well
+    expected, before = logits(model, context), copy.deepcopy(model)
+    align(model, [[0, 1, 2]], roles)
+    torch.testing.assert_close(logits(model, context), expected, atol=1e-5, rtol=1e-4)
+
+    def spread(of: nn.Module, roles: tuple[str, ...]) -> float:
+        weights = [torch.stack([linear.weight.detach() for linear in matrices(of, role)]) for role in roles]
+        return sum(float((one - one.mean(dim=0)).square().sum()) for one in weights)
+
+    assert spread(model, ("up", "down")) < 0.99 * spread(before, ("up", "down"))
+    heads, turned = ("query", "key", "value", "output"), family not in ("llama", "qwen2")
+    assert (spread(model, heads) < 0.99 * spread(before, heads)) == turned, "rotary positions turn heads themselves"
+    assert all(torch.equal(matrices(model, role)[2].weight, matrices(before, role)[2].weight) for role in roles)
+
+
+def test_layers_that_are_the_same_but_for_order_and_turns_share_without_loss(context: Context) -> None:
+    """The second layer is the first with its neurons and heads elsewhere, and each head turned."""
+    model = fresh(context)
+    first, second, _ = anatomy_of(model).layers
+    second.module.load_state_dict(first.module.state_dict())
+    expected = logits(model, context)
+    generator = torch.Generator().manual_seed(0)
+    count, size = second.heads, second.head_size
+    turns = torch.linalg.qr(torch.randn(2, count, size, size, generator=generator, dtype=torch.float64)).Q
+    _turn(second, torch.randperm(count, generator=generator), turns)
+    _reorder(second, torch.randperm(second.neurons, generator=generator))
+    torch.testing.assert_close(logits(model, context), expected, atol=1e-5, rtol=1e-4)
+    apart = copy.deepcopy(model)
+    shared = Share(groups=((0, 1),)).apply(model, context)
+    torch.testing.assert_close(logits(shared, context), expected, atol=1e-4, rtol=1e-3)
+    lost = logits(Share(groups=((0, 1),), align=False).apply(apart, context), context) - expected
+    assert float(lost.abs().max()) > 1e-3
 
 
 def test_similar_layers_are_found_wherever_they_are(context: Context) -> None:
@@ -116,7 +159,7 @@ def test_similar_layers_are_found_wherever_they_are(context: Context) -> None:
 
 
 def test_one_tensor_in_memory_in_the_file_and_in_the_count(context: Context, tmp_path: Path) -> None:
-    model = Share(groups="all").apply(fresh(context), context)
+    model = Share(groups="all", align=False).apply(fresh(context), context)
     for role in Share().roles(model):
         linears, own = matrices(model, role), matrices(context.base, role)
         assert all(linear.weight is linears[0].weight for linear in linears)
@@ -187,7 +230,7 @@ def artifact_bytes(model: nn.Module, to: str, folder: Path, examples: Any) -> in
 def test_gradients_come_from_every_use(context: Context) -> None:
     """At t = 1 the shared weight's gradient is the sum of those that the layers' weights have, each by itself."""
     apart, tied = fresh(context), fresh(context)
-    companion = Share(groups=((0, 2),)).accompany(tied, context)
+    companion = Share(groups=((0, 2),), align=False).accompany(tied, context)
     assert isinstance(companion, Tightening)
     torch.testing.assert_close(logits(tied, context), logits(context.base, context), atol=1e-5, rtol=0)
     companion.step(0.25)  # half of the way, cubic: 1 - (1 - 1/2)^3
@@ -216,14 +259,16 @@ def test_a_full_rank_difference_is_the_layer_itself(context: Context, tmp_path: 
     with pytest.raises(NiwakiError, match="sharing saves"):
         Share(groups="all", rank=32).apply(fresh(context), context)
     whole = fresh(context)
-    for one in Share.model_construct(**{**Share(groups="all").model_dump(), "rank": 32}).sets(whole, context):
+    for one in Share.model_construct(**{**Share(groups="all", align=False).model_dump(), "rank": 32}).sets(
+        whole, context
+    ):
         one.put(whole)
     assert count_parameters(whole) > count_parameters(context.base)
     torch.testing.assert_close(logits(whole, context), logits(context.base, context), atol=1e-4, rtol=0)
     own = matrices(context.base, "up")[0].weight
     lost = []
     for rank in (0, 4, 8):
-        relaxed = Share(groups="all", rank=rank).apply(fresh(context), context)
+        relaxed = Share(groups="all", rank=rank, align=False).apply(fresh(context), context)
         lost.append(float((matrices(relaxed, "up")[0].weight - own).detach().norm()))
     assert lost[0] > lost[1] > lost[2] > 0
     model = reloaded(Share(groups="all", rank=4).apply(fresh(context), context), tmp_path / "relaxed", context)
@@ -327,7 +372,7 @@ def test_units_go_while_layers_become_one(context: Context, tmp_path: Path) -> N
 
 
 def test_factors_of_what_is_shared_are_shared_and_packed_once(context: Context, tmp_path: Path) -> None:
-    model = Share(groups="all").apply(fresh(context), context)
+    model = Share(groups="all", align=False).apply(fresh(context), context)
     factored = Factor(rank=8, examples=32).apply(model, context)
     for role in Share().roles(model):
         pairs = matrices(factored, role)

@@ -103,11 +103,11 @@ class Prune(Technique):
     or 1 within that share.
 
     Single weights leave zeros, that is a smaller `model.safetensors` (a bit a weight, and the weights that are left)
-    and no faster runtime. Which stay: "magnitude" the highest |W_ij|; "first-order" the highest |W_ij| |dL/dW_ij|, summed
-    over batches or, in training, a moving average; "wanda", in each row, the highest |W_ij| ||X_j||
-    over the inputs X; "sparsegpt" those whose removal costs most, w_j^2 / [H^-1]_jj with H = X^T X, while the others of
-    the row make up for it; "movement" (in training) the highest scores S, learnt by dL/dS = dL/d(W M) W. Wanda and
-    SparseGPT cut each matrix by the same share. Movement also scores heads and neurons.
+    and no faster runtime. Which stay: "magnitude" the highest |W_ij|; "first-order" the highest |W_ij| |dL/dW_ij|,
+    summed over batches or, in training, a moving average; "wanda", in each row, the highest |W_ij| ||X_j|| over the
+    inputs X; "sparsegpt" those whose removal costs most, w_j^2 / [H^-1]_jj with H = X^T X, while the others of the row
+    make up for it; "movement" (in training) the highest scores S, learnt by dL/dS = dL/d(W M) W. Wanda and SparseGPT
+    cut each matrix by the same share. Movement also scores heads and neurons.
 
     "mask-search" and "second-order" need no training. The first plans by the Fisher information F of the gates and
     swaps units until 1/2 (1 - m)^T F (1 - m) falls no more. The second removes units one by one, each time the one with
@@ -145,9 +145,10 @@ class Prune(Technique):
         equation 1 (cubic schedule). Han et al. 2015, Learning both Weights and Connections for Efficient Neural
         Networks (magnitude). Sun et al. 2023, A Simple and Effective Pruning Approach for Large Language Models,
         equation 1 (Wanda). Frantar and Alistarh 2023, SparseGPT, algorithm 1. Sanh, Wolf and Rush 2020, Movement
-        Pruning, section 4. Zhang et al. 2022, PLATON, section 3 (first order of single weights). Lagunas et al. 2021, Block Pruning For Faster Transformers, section 3 (movement of units).
-        Kwon et al. 2022, A Fast Post-Training Pruning Framework for Transformers, section 4 (mask-search). Kurtic,
-        Frantar and Alistarh 2023, ZipLM, section 3 (second-order).
+        Pruning, section 4. Zhang et al. 2022, PLATON, section 3 (first order of single weights). Lagunas et al. 2021,
+        Block Pruning For Faster Transformers, section 3 (movement of units). Kwon et al. 2022, A Fast Post-Training
+        Pruning Framework for Transformers, section 4 (mask-search). Kurtic, Frantar and Alistarh 2023, ZipLM, section 3
+        (second-order).
 
     Example:
         >>> Prune(keep_neurons=0.5).keep_heads

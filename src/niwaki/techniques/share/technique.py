@@ -18,6 +18,7 @@ from niwaki.errors import NiwakiError
 from niwaki.schedules import cubic, ramp
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.share import groups as grouping
+from niwaki.techniques.share.aligning import align
 from niwaki.techniques.share.tightening import Shared, Tightening
 from niwaki.techniques.share.weights import least_squares, low_rank, mean
 
@@ -44,6 +45,8 @@ class Share(Technique):
         start: the shared weight before it learns. "mean" of the weights; "best", those of the layer that cost the least
             loss in the place of the others; "least-squares", those whose outputs are nearest to all layers' own, each
             on its own inputs.
+        align: before, put neurons and heads in the order, and turn heads so, that the layers of a group are nearest to
+            each other; each still computes what it did.
         rank: of a difference that each layer keeps for itself, W + U V; 0 is none. 8 to 64.
         schedule: how t rises in a train: "cubic", fast at first, or "linear".
         end: share of the training at which the layers are one, in (0, 1]; what is left repairs. 0.3 to 0.7.
@@ -72,6 +75,7 @@ class Share(Technique):
     by: Literal["neighbours", "cyclic", "similar"] = "neighbours"
     parts: Literal["both", "attention", "feed-forward"] = "both"
     start: Literal["mean", "best", "least-squares"] = "mean"
+    align: bool = True
     rank: int = Field(0, ge=0)
     schedule: Literal["cubic", "linear"] = "cubic"
     end: float = Field(0.5, gt=0, le=1)
@@ -160,6 +164,8 @@ class Share(Technique):
         layers, found = anatomy_of(model).layers, []
         groups = self.grouped(model)
         context.log({"event": "note", "note": "layers that share", "values": groups})
+        if self.align:
+            align(model, groups, self.roles(model))
         for group in groups:
             named = {role: tuple(layers[index].name_of(role) for index in group) for role in self.roles(model)}
             best = self._best(model, context, list(named.values())) if self.start == "best" else 0
