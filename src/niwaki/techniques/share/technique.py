@@ -61,7 +61,8 @@ class Share(Technique):
     References:
         Lan et al. 2020, ALBERT, section 3.1. Reid et al. 2021, Subformer, section 3.1 (sandwich). Takase and Kiyono
         2023, Lessons on Parameter Sharing across Layers in Transformers (cyclic). Bae et al. 2024, Relaxed Recursive
-        Transformers, sections 2.2 and 2.3 (mean, low-rank differences).
+        Transformers, sections 2.2 and 2.3 (mean, low-rank differences). Ainsworth et al. 2023, Git Re-Basin, section
+        3.2 (align).
 
     Example:
         >>> Share(groups="pairs", rank=8).start
