@@ -19,7 +19,17 @@ from niwaki.errors import NiwakiError
 from niwaki.layers.gates import Gates
 from niwaki.measure.counting import count_macs_per_token, count_parameters
 from niwaki.recipe import Recipe
-from niwaki.surgery import keep_layers, narrow_heads, narrow_hidden, narrow_neurons, scale_inputs, ties_of
+from niwaki.surgery import (
+    journal_of,
+    keep_layers,
+    narrow_heads,
+    narrow_hidden,
+    narrow_neurons,
+    reorder_neurons,
+    scale_inputs,
+    ties_of,
+    turn_heads,
+)
 from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.cluster import Cluster
@@ -29,7 +39,7 @@ from niwaki.techniques.factor import Factor
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.quantize import Quantize
 from niwaki.techniques.share import Share, weights
-from niwaki.techniques.share.aligning import _reorder, _turn, align
+from niwaki.techniques.share.aligning import align
 from niwaki.techniques.share.technique import mean_loss
 from niwaki.techniques.share.tightening import Tightening
 from niwaki.techniques.trim import Trim
@@ -122,6 +132,9 @@ def test_in_line_a_model_computes_what_it_did_and_its_layers_are_nearer(
         return sum(float((one - one.mean(dim=0)).square().sum()) for one in weights)
 
     assert spread(model, ("up", "down")) < 0.99 * spread(before, ("up", "down"))
+    if family in ("llama", "qwen2"):
+        with pytest.raises(NiwakiError, match="cannot be turned"):
+            turn_heads(model, layer=0)
     heads, turned = ("query", "key", "value", "output"), family not in ("llama", "qwen2")
     assert (spread(model, heads) < 0.99 * spread(before, heads)) == turned, "rotary positions turn heads themselves"
     assert all(torch.equal(matrices(model, role)[2].weight, matrices(before, role)[2].weight) for role in roles)
@@ -136,11 +149,14 @@ def test_layers_that_are_the_same_but_for_order_and_turns_share_without_loss(con
     generator = torch.Generator().manual_seed(0)
     count, size = second.heads, second.head_size
     turns = torch.linalg.qr(torch.randn(2, count, size, size, generator=generator, dtype=torch.float64)).Q
-    _turn(second, torch.randperm(count, generator=generator), turns)
-    _reorder(second, torch.randperm(second.neurons, generator=generator))
+    turn_heads(model, layer=1, values=(torch.randperm(count, generator=generator), turns))
+    reorder_neurons(model, layer=1, values=torch.randperm(second.neurons, generator=generator))
+    assert journal_of(model)[-2:] == [{"edit": "turn_heads", "layer": 1}, {"edit": "reorder_neurons", "layer": 1}]
     torch.testing.assert_close(logits(model, context), expected, atol=1e-5, rtol=1e-4)
     apart = copy.deepcopy(model)
     shared = Share(groups=((0, 1),)).apply(model, context)
+    with pytest.raises(NiwakiError, match="shares its weight"):
+        turn_heads(shared, layer=0)
     torch.testing.assert_close(logits(shared, context), expected, atol=1e-4, rtol=1e-3)
     lost = logits(Share(groups=((0, 1),), align=False).apply(apart, context), context) - expected
     assert float(lost.abs().max()) > 1e-3

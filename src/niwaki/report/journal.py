@@ -38,6 +38,8 @@ KNOWN = {
     "extend_positions",
     "tie_weights",
     "relax_linear",
+    "reorder_neurons",
+    "turn_heads",
     "add_exit",
     "set_thresholds",
     "drop_tokens",
@@ -92,6 +94,7 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences += _widths(shape, _total(config, HEADS), _total(config, NEURONS))
     sentences += _hidden(journal, _total(config, HIDDEN))
     sentences += _sparse(journal)
+    sentences += _symmetries(journal)
     sentences += _shared(journal)
     if words := [record for record in journal if record.get("edit") == "narrow_vocabulary"]:
         whole = _total(config, VOCABULARY)
@@ -103,6 +106,17 @@ def plain_words(journal: Sequence[Row]) -> list[str]:
     sentences += _tokens(journal)
     sentences += [_other(record) for record in journal if record.get("edit") not in KNOWN]
     return sentences
+
+
+def _symmetries(journal: Sequence[Row]) -> list[str]:
+    """Tell how many layers are written in another way, and compute what they did.
+
+    >>> _symmetries([{"edit": "reorder_neurons", "layer": 0}, {"edit": "turn_heads", "layer": 0}])
+    ['neurons and heads of 1 layer written in another order, to the same function']
+    """
+    layers = {record.get("layer") for record in journal if record.get("edit") in ("reorder_neurons", "turn_heads")}
+    many = f"{len(layers)} layer{'s' * (len(layers) != 1)}"
+    return [f"neurons and heads of {many} written in another order, to the same function"] if layers else []
 
 
 def _follow(journal: Sequence[Row], num_layers: int) -> Shape:

@@ -10,6 +10,7 @@ units.py       narrow_heads, narrow_neurons, narrow_hidden, narrow_pooler
 vocabulary.py  narrow_vocabulary
 clustering.py  cluster_linear, cluster_embedding
 scaling.py     scale_inputs
+symmetries.py  reorder_neurons, turn_heads
 factoring.py   factor_linear, factor_embedding
 attention.py   swap_attention, extend_positions
 packing.py     quantize_linear, quantize_embedding, sparsify_linear
@@ -30,6 +31,7 @@ from niwaki.surgery.layers import keep_layers
 from niwaki.surgery.packing import is_sparse, quantize_embedding, quantize_linear, sparsify_linear
 from niwaki.surgery.scaling import scale_inputs
 from niwaki.surgery.sharing import firsts_of, layers_together, refuse_tied, relax_linear, tie_weights, ties_of
+from niwaki.surgery.symmetries import can_turn, reorder_neurons, turn_heads
 from niwaki.surgery.ties import tie_head, tied_names
 from niwaki.surgery.units import narrow_heads, narrow_hidden, narrow_neurons, narrow_pooler
 from niwaki.surgery.vocabulary import fixed_tokens, narrow_vocabulary, vocabulary_of, word_table
@@ -38,6 +40,7 @@ __all__ = [
     "EDITS",
     "Record",
     "add_exit",
+    "can_turn",
     "cluster_embedding",
     "cluster_linear",
     "drop_tokens",
@@ -64,6 +67,7 @@ __all__ = [
     "refuse_dropping",
     "refuse_tied",
     "relax_linear",
+    "reorder_neurons",
     "replay",
     "require_droppable",
     "scale_inputs",
@@ -74,6 +78,7 @@ __all__ = [
     "tie_weights",
     "tied_names",
     "ties_of",
+    "turn_heads",
     "vocabulary_of",
     "word_table",
 ]

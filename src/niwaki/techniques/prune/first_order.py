@@ -32,7 +32,7 @@ class Weights(weights.Gradual):
     def _remember(self, index: int) -> Callable[[Tensor], None]:
         def remember(slope_OI: Tensor) -> None:
             if float(self.done) < 1.0:
-                self.get_buffer(f"slopes_{index}").lerp_(slope_OI.abs().float(), 1.0 - MEMORY)
+                self.get_buffer(f"slopes_{index}").lerp_(slope_OI.abs(), 1.0 - MEMORY)
 
         return remember
 

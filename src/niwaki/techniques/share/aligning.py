@@ -13,6 +13,7 @@ A Generalized Solution of the Orthogonal Procrustes Problem (rotations).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,21 +21,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of
-from niwaki.surgery import ties_of
+from niwaki.surgery import can_turn, reorder_neurons, ties_of, turn_heads
 
 #: How often each layer is brought nearer to the mean of the others.
 ROUNDS = 3
-#: What stands in the same order, or is turned by the same rotation: pairs of what is read and what is written.
-_TURNED = (("query", "key"), ("value", "output"))
-#: What reads the input of the feed-forward: up, and gate where there is one.
-_READ = ("up", "gate")
+Move = TypeVar("Move")
 
 
 def align(model: nn.Module, groups: Sequence[Sequence[int]], roles: Sequence[str]) -> None:
     """Write the layers of each group anew, so that they are near each other; the model computes what it did.
 
-    The last layer of a group stays as it is. Heads are left alone where several share keys and values, where positions
-    turn them, and where attention has other weights than its projections.
+    The last layer of a group stays as it is. Heads that cannot be turned are left alone, and models in which layers
+    share already.
 
     Args:
         model: of a known family.
@@ -46,21 +44,18 @@ def align(model: nn.Module, groups: Sequence[Sequence[int]], roles: Sequence[str
     for group in groups:
         layers = [anatomy_of(model).layers[index] for index in group]
         if "up" in roles:
-            _in_line(layers, neurons_of, nearest_order, _reorder)
-        if "query" in roles and all(can_turn(layer) for layer in layers):
-            _in_line(layers, heads_of, nearest_heads, _turn)
-
-
-def can_turn(layer: Layer) -> bool:
-    """Say whether heads of a layer may change places and be turned."""
-    own = {id(parameter) for pair in _TURNED for role in pair for parameter in layer.part(role).parameters()}
-    has_more = any(id(parameter) not in own for parameter in layer.attention.parameters())
-    return not (has_more or layer.group_size > 1 or layer.family.config_key_value_heads)
+            orders = in_line([neurons_of(layer) for layer in layers], nearest_order, ordered)
+            for layer, order_N in zip(layers, orders, strict=False):
+                reorder_neurons(model, layer=layer.index, values=order_N)
+        if "query" in roles and all(map(can_turn, layers)):
+            turns = in_line([heads_of(layer) for layer in layers], nearest_heads, turned)
+            for layer, found in zip(layers, turns, strict=False):
+                turn_heads(model, layer=layer.index, values=found)
 
 
 def neurons_of(layer: Layer) -> Tensor:
     """Return what each neuron reads and writes, (N, F)."""
-    read = [_rows(layer, role) for role in _READ if getattr(layer.family, role)]
+    read = [_rows(layer, role) for role in ("up", "gate") if getattr(layer.family, role)]
     return torch.cat([*read, _weight(layer, "down").T.double()], dim=1)
 
 
@@ -75,13 +70,18 @@ def heads_of(layer: Layer) -> Tensor:
     return torch.stack([rows.unflatten(0, (-1, layer.head_size)) for rows in padded])
 
 
-def nearest_order(mean_NF: Tensor, own_NF: Tensor) -> tuple[Tensor]:
+def nearest_order(mean_NF: Tensor, own_NF: Tensor) -> Tensor:
     """Return the order in which rows are nearest to others: which own row comes first, second, ...
 
-    >>> nearest_order(torch.eye(3), torch.eye(3)[[2, 0, 1]])
-    (tensor([1, 2, 0]),)
+    >>> nearest_order(torch.eye(3), torch.eye(3)[[2, 0, 1]]).tolist()
+    [1, 2, 0]
     """
-    return (_assigned(mean_NF @ own_NF.T),)
+    return _assigned(mean_NF @ own_NF.T)
+
+
+def ordered(own_NF: Tensor, order_N: Tensor) -> Tensor:
+    """Return the rows in an order."""
+    return own_NF[order_N]
 
 
 def nearest_heads(mean_2HSF: Tensor, own_2HSF: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,53 +93,29 @@ def nearest_heads(mean_2HSF: Tensor, own_2HSF: Tensor) -> tuple[Tensor, Tensor]:
     return order_H, left @ right
 
 
+def turned(own_2HSF: Tensor, found: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the heads in an order, and each turned."""
+    order_H, turns_2HSS = found
+    return torch.einsum("phst,phtf->phsf", turns_2HSS, own_2HSF[:, order_H])
+
+
+def in_line(
+    own: Sequence[Tensor], nearest: Callable[[Tensor, Tensor], Move], moved: Callable[[Tensor, Move], Tensor]
+) -> list[Move]:
+    """Return the moves that bring each part but the last near to the mean of the others, found again and again."""
+    last = len(own) - 1
+    parts, moves = {last: own[last]}, {}
+    for _ in range(ROUNDS if last > 1 else 1):
+        for index in reversed(range(last)):
+            others = torch.stack([part for other, part in parts.items() if other != index])
+            moves[index] = nearest(others.mean(dim=0), own[index])
+            parts[index] = moved(own[index], moves[index])
+    return [moves[index] for index in range(last)]
+
+
 def _assigned(near_UU: Tensor) -> Tensor:
     """Return which column each row gets, each another one, so that the sum is greatest."""
     return torch.from_numpy(linear_sum_assignment(near_UU.cpu().numpy(), maximize=True)[1].astype(np.int64))
-
-
-def _in_line(
-    layers: Sequence[Layer],
-    parts_of: Callable[[Layer], Tensor],
-    nearest: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
-    move: Callable[..., None],
-) -> None:
-    """Bring each layer but the last nearer to the mean of those that are in line already, again and again."""
-    parts = {len(layers) - 1: parts_of(layers[-1])}
-    for _ in range(ROUNDS if len(layers) > 2 else 1):
-        for index in reversed(range(len(layers) - 1)):
-            others = torch.stack([part for other, part in parts.items() if other != index])
-            move(layers[index], *nearest(others.mean(dim=0), parts_of(layers[index])))
-            parts[index] = parts_of(layers[index])
-
-
-@torch.no_grad()
-def _reorder(layer: Layer, order_N: Tensor) -> None:
-    """Put the neurons of a layer in this order."""
-    for role in _READ:
-        if getattr(layer.family, role):
-            for parameter in layer.part(role).parameters():
-                parameter.copy_(parameter[order_N])
-    weight_DN = layer.part("down").get_parameter("weight")
-    weight_DN.copy_(weight_DN[:, order_N])
-
-
-def _turn(layer: Layer, order_H: Tensor, turns_2HSS: Tensor) -> None:
-    """Put the heads of a layer in this order, and turn each."""
-    for roles, turn_HSS in zip(_TURNED, turns_2HSS, strict=True):
-        for role in roles:
-            _turn_rows(layer, role, order_H, turn_HSS)
-
-
-@torch.no_grad()
-def _turn_rows(layer: Layer, role: str, order_H: Tensor, turn_HSS: Tensor) -> None:
-    """Turn the rows of a projection, or the columns of the one that reads the values."""
-    for name, parameter in layer.part(role).named_parameters():
-        if role == "output" and name == "bias":
-            continue
-        rows = (parameter.T if role == "output" else parameter).double().unflatten(0, (-1, layer.head_size))
-        turned = torch.einsum("hst,ht...->hs...", turn_HSS, rows[order_H]).flatten(0, 1)
-        parameter.copy_(turned.T if role == "output" else turned)
 
 
 def _weight(layer: Layer, role: str) -> Tensor:
