@@ -253,7 +253,7 @@ def tokens(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
         row, word = rows[folder.name], name.replace("-", "_")
         figures |= {
             f"tokens_{word}_drop": -row.quality.difference,
-            f"tokens_{word}_latency_ratio": whole.latency_seconds.mean / row.latency_seconds.mean,
+            f"tokens_{word}_latency_ratio": row.latency_ratio.median,
             f"tokens_{word}_throughput_ratio": row.throughput_per_second / whole.throughput_per_second,
         }
     return figures, records_of(rows)
