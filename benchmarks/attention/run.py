@@ -3,6 +3,7 @@
     make bench CASE=attention                          everything
     python benchmarks/attention/run.py growth sst2     these stages alone, with their dates and conditions
     python benchmarks/attention/run.py --quick         all of it on a few rows and short inputs; nothing is written
+    python benchmarks/attention/picture.py             docs/images/attention.svg alone, of what was measured last
 
 `growth` times models whose attention was swapped and not trained: only the clock and the memory are asked. Lengths go
 beyond what the base reads, so all of them, the exact one too, have its positions copied up to the longest.
@@ -37,6 +38,7 @@ from common import (
     sentiment,
     stories,
 )
+from picture import draw
 
 from niwaki.anatomy import anatomy_of
 from niwaki.artifacts import export
@@ -396,6 +398,7 @@ def main(words: list[str]) -> None:
     stages = {name: partial(stage, scale) for name, stage in STAGES.items()}
     conditions = {"fine_tuning": FINE_TUNING, "tokens_of_long": LONG, "window": WINDOW, **asdict(scale)}
     run_stages(CASE, stages, names, conditions)
+    draw()
 
 
 if __name__ == "__main__":

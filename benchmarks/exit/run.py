@@ -2,11 +2,13 @@
 
     make bench CASE=exit                        everything
     python benchmarks/exit/run.py floats        this stage alone, with its date and conditions
+    python benchmarks/exit/picture.py           the picture alone, of what was measured last
 
 MiniLM, fine-tuned on SST-2, learns on with two exits, and with itself as it was for a teacher. It has learnt all
 training rows, and is surer of them than of others; so thresholds are fitted, for a drop of half a point, on every
 second validation row, and measured on the rows between, and the other way round. Figures are means of the two. `int8`
-quantizes the trained model first.
+quantizes the trained model first. `curve` measures the same model with thresholds fitted to several mean costs, and
+docs/images/exit.svg is drawn of it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from common import FINE_TUNING, fine_tuned, halved, run_stages, runs_folder, sentiment
+from picture import draw
 
 from niwaki.anatomy import label_names, longest_input
 from niwaki.artifacts import artifact_of, examples_of
@@ -48,6 +51,8 @@ TRAINED = Train(
     dropout=0.0,
     together=(Distill(temperature=2, logits=1, hidden=1), EXIT),
 )
+#: Mean shares of the layers that texts run through; with 1 no text leaves, and exits cost time alone.
+COSTS = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 FITTED = Exit(by=EXIT.by, allowed_drop=EXIT.allowed_drop, confidence=0.9)
 
 
@@ -64,7 +69,7 @@ def int8() -> tuple[dict[str, Any], list[Any]]:
 def folded(prefix: str, steps: list[Any]) -> tuple[dict[str, Any], list[Any]]:
     """Carry out the steps on the trained model and measure it, fitted on one half and then on the other."""
     base = fine_tuned(sentiment())
-    trained = made(base, [TRAINED], sentiment(), "floats")
+    trained = trained_with_exits()
     found, records = [], []
     for half in (0, 1):
         task = halved(half, runs_folder(CASE))
@@ -73,6 +78,38 @@ def folded(prefix: str, steps: list[Any]) -> tuple[dict[str, Any], list[Any]]:
         records += [{"half": half, **row} for row in rows]
     means = {name: float(np.mean([figures[name] for figures in found])) for name in found[0]}
     return named(prefix, means), records
+
+
+def curve() -> tuple[dict[str, Any], list[Any]]:
+    """Fit the trained model to several mean costs on one half, and measure all on the other, in one session."""
+    task = halved(0, runs_folder(CASE))
+    trained = trained_with_exits()
+    folders = {
+        cost: made(trained, [Exit(by=EXIT.by, mean_cost=cost)], task, f"curve-{round(100 * cost)}") for cost in COSTS
+    }
+    rows = rows_of(trained, task)
+    subjects = [Subject(name="without exits", runtime=RUNTIME, path=without_exits(trained, rows))]
+    for cost, folder in folders.items():
+        chain, parity = artifact_of(folder, "onnx", rows, folder / "artifacts")
+        subjects.append(Subject(name=f"mean cost {cost:g}", runtime=RUNTIME, path=chain, parity=parity))
+    measured = measure_subjects(
+        subjects, rows, task.metric, base=0, threads=default_threads(), quick=False, progress=False
+    )
+    whole, *others = measured
+    figures = {
+        f"exit_curve_{round(100 * cost)}_{word}": value
+        for cost, early in zip(COSTS, others, strict=True)
+        for word, value in (
+            ("mean_latency_ratio", whole.latency_seconds.mean / early.latency_seconds.mean),
+            ("drop", -early.quality.difference),
+        )
+    }
+    return figures, [record.model_dump(mode="json") for record in measured]
+
+
+def trained_with_exits() -> Path:
+    """Return the fine-tuned model that has learnt on with exits."""
+    return made(fine_tuned(sentiment()), [TRAINED], sentiment(), "floats")
 
 
 def named(prefix: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -158,9 +195,10 @@ def batched_against_single(chain: Path, rows: Encoded) -> tuple[int, int]:
     return int(other_class), int(other_exit)
 
 
-STAGES = {"floats": floats, "int8": int8}
+STAGES = {"floats": floats, "int8": int8, "curve": curve}
 
 
 if __name__ == "__main__":
     told = {"fine_tuning": FINE_TUNING, "exit": EXIT.model_dump(mode="json")}
     run_stages(CASE, STAGES, sys.argv[1:], told)
+    draw()

@@ -51,14 +51,16 @@ CASE = "share-factor-replace"
 RUNTIME = "onnxruntime"
 DISTILL = Distill(temperature=2, logits=1, hidden=1)
 EPOCHS = 1.0
+#: Layers that come to be one have half of the training left in which they are.
+LONGER = 1.5
 #: The parents' budget is the latency of three layers in 8 bits, with this much room for the clock.
 ROOM = 1.1
 
 
-def trained(*others: Any) -> Train:
-    """An epoch with the base as the teacher, and what else travels along; the result is an average."""
+def trained(*others: Any, epochs: float = EPOCHS) -> Train:
+    """Some epochs with the base as the teacher, and what else travels along; the result is an average."""
     return Train(
-        epochs=EPOCHS,
+        epochs=epochs,
         learning_rate=1.5e-4,
         batch_size=64,
         schedule="constant",
@@ -75,8 +77,8 @@ def factored(by: str) -> Factor:
 
 #: What is made of the base in each stage, by the name of its figures.
 RECIPES: dict[str, dict[str, list[Any]]] = {
-    "share-pairs": {"share-pairs": [trained(Share(groups="pairs"))]},
-    "share-all": {"share-all": [trained(Share(groups="all"))]},
+    "share-pairs": {"share-pairs": [trained(Share(groups="pairs"), epochs=LONGER)]},
+    "share-all": {"share-all": [trained(Share(groups="all"), epochs=LONGER)]},
     "factor": {
         "factor-plain": [factored("svd")],
         "factor-fisher": [factored("fisher")],
