@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -266,7 +267,7 @@ class Fit:
 
     def checkpoint(self) -> None:
         """Write everything the rest of the training depends on, aside, and rename it."""
-        with written_aside(self.folder) as aside:
+        with written_aside(self.folder) as aside, _hushed():
             self.accelerator.save_state(str(aside))
         self.saved_at = time.monotonic()
 
@@ -292,6 +293,18 @@ class Place:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint kept."""
         self.__dict__.update(state)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep Accelerate from warning, at each checkpoint, that weights are shared: they are written once, and found."""
+    logger = logging.getLogger("accelerate.utils.other")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _attention_for(batch: dict[str, Tensor]) -> contextlib.AbstractContextManager[Any]:
