@@ -152,10 +152,19 @@ def conditions(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
     """Return the conditions of a result, and the machine's from its first row, as words."""
     told = result.get("conditions")
     merged: dict[str, Any] = {**machine_of(rows), **(told if isinstance(told, Mapping) else {})}
-    if isinstance(stages := merged.pop("stages", None), Mapping):  # each has a date; the rest is said once
-        merged |= {key: value for stage in stages.values() for key, value in stage.items()}
-        merged["date"] = ", ".join(f"{name} {stage.get('date')}" for name, stage in stages.items())
+    if isinstance(stages := merged.pop("stages", None), Mapping):
+        merged |= common(stages)
     return {key: text for key, value in merged.items() if (text := plain(value))}
+
+
+def common(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the conditions of several stages: said once what they have in common, by stage what differs."""
+    keys = dict.fromkeys(key for stage in stages.values() for key in stage)
+    found = {key: {name: stage[key] for name, stage in stages.items() if key in stage} for key in keys}
+    return {
+        key: next(iter(own.values())) if all(value == next(iter(own.values())) for value in own.values()) else own
+        for key, own in found.items()
+    }
 
 
 def plain(value: Any) -> str:

@@ -23,8 +23,9 @@ def draw() -> None:
         figure = drawing.figure_of(620, 300)
         axes = figure.subplots()
         axes.plot([x for x, _, _ in marks], [y for _, y, _ in marks], color=drawing.SERIES[0], marker="o")
+        above = {"textcoords": "offset points", "ha": "center", "rotation": 60, "fontsize": 9}
         for x, y, early in marks:
-            axes.annotate(f"{early:.0%}", (x, y), (-6, 6), textcoords="offset points", ha="right", fontsize=9)
+            axes.annotate(f"{early:.0%}", (x, y), (0, 6), **above)
         axes.axvline(1, color=drawing.BASE, linestyle="--", linewidth=1)
         axes.annotate("break-even", (1, 1), (5, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
                       va="top", fontsize=9, color=drawing.MUTED)  # fmt: skip

@@ -53,8 +53,10 @@ DISTILL = Distill(temperature=2, logits=1, hidden=1)
 EPOCHS = 1.0
 #: Layers that come to be one have half of the training left in which they are.
 LONGER = 1.5
-#: The parents' budget is the latency of three layers in 8 bits, with this much room for the clock.
-ROOM = 1.1
+#: Successors learn alone among predecessors first, and then once more as long all together.
+TWICE = 2.0
+#: The parents' budget is the latency of three layers in 8 bits, with this much room: the clock of another hour differs.
+ROOM = 1.5
 
 
 def trained(*others: Any, epochs: float = EPOCHS) -> Train:
@@ -87,8 +89,8 @@ RECIPES: dict[str, dict[str, list[Any]]] = {
         "factor-80": [Factor(keep=0.8, by="whitened")],
     },
     "replace": {
-        "replace": [trained(Replace(keep_layers=3))],
-        "drop-layers": [Drop(keep_layers=3, by="uniform"), trained()],
+        "replace": [trained(Replace(keep_layers=3), epochs=TWICE)],
+        "drop-layers": [Drop(keep_layers=3, by="uniform"), trained(epochs=TWICE)],
     },
 }
 #: What every parent of the race goes through; to keep three of three layers changes nothing.
@@ -302,7 +304,12 @@ def main(words: list[str]) -> None:
     given = parser.parse_args(words)
     case = Case(tuple(int(seed) for seed in given.seeds.split(",")), given.rows, given.base)
     stages = {stage: partial(made, case, stage) for stage in RECIPES} | {"parents": partial(parents, case)}
-    conditions = {"seeds": list(case.seeds), "fine_tuning": FINE_TUNING, "training": trained().model_dump(mode="json")}
+    conditions = {
+        "seeds": list(case.seeds),
+        "fine_tuning": FINE_TUNING,
+        "training": trained().model_dump(mode="json", exclude={"epochs"}),
+        "epochs": {"share": LONGER, "replace": TWICE, "all others": EPOCHS},
+    }
     if given.train:
         for stage in given.stages or RECIPES:
             for name in RECIPES[stage]:

@@ -284,6 +284,8 @@ def test_a_limit_within_which_no_text_leaves(context: Context) -> None:
     data = replace(context.data, held=replace(context.data.selection(context.seed)[1], labels=labels))
     with pytest.raises(NiwakiError, match="no threshold within allowed_drop 0.5 at which a text leaves"):
         Exit(allowed_drop=0.5).apply(model, replace(context, data=data))
+    with pytest.raises(NiwakiError, match=r"(?s)within mean_cost 1 at which a text leaves.*mean_cost: 0\.9"):
+        Exit(mean_cost=1).apply(model, replace(context, data=data))
 
 
 @pytest.mark.parametrize(

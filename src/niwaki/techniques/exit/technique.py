@@ -168,10 +168,15 @@ class Exit(Technique):
             raise error.at(self.name) from None
         chosen = self.fit(model, context)
         if chosen.threshold == NEVER:
+            if self.mean_cost is not None:
+                asked, fix = f"mean_cost {self.mean_cost:g}", f"mean_cost: {0.9 * self.mean_cost:.2g}"
+            else:
+                asked = f"allowed_drop {self.limit.allowed:g}"
+                fix = f"allowed_drop: {max(0.1, 2 * self.limit.allowed):.2g}, or exits after later layers"
             raise NiwakiError(
-                f"exit found no threshold within allowed_drop {self.limit.allowed:g} at which a text leaves",
-                expected="a limit that one exit can hold",
-                fix=f"allowed_drop: {max(0.1, 2 * self.limit.allowed):.2g}, or exits after later layers",
+                f"exit found no threshold within {asked} at which a text leaves",
+                expected="a limit that one exit can hold and that lets a text leave",
+                fix=fix,
             )
         return model
 
