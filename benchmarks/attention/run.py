@@ -8,7 +8,7 @@
 `growth` times models whose attention was swapped and not trained: only the clock and the memory are asked. Lengths go
 beyond what the base reads, so all of them, the exact one too, have its positions copied up to the longest.
 
-On two cores growth takes about 25 minutes (half of it the exact attention at 8,192 tokens), sst2 about 15, long about
+On two cores growth takes about 15 minutes (half of it the exact attention at 8,192 tokens), sst2 about 15, long about
 30, tokens about 15, stories about 5.
 """
 
@@ -79,7 +79,7 @@ class Scale:
     """
 
     lengths: tuple[int, ...] = (128, 512, 1024, 2048, 4096, 8192)
-    rounds: int = 5
+    rounds: int = 3
     phrases: int = 32_000
     reviews: int = 1_500
     long: int = 550
@@ -212,7 +212,7 @@ def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     folder = runs_folder(CASE)
     base, _, task = base_of_reviews(scale)
     whole = longer(base, LONG, folder / "reviews-longer")
-    more = Train(epochs=1, learning_rate=3e-5, batch_size=4)
+    more = Train(epochs=1, learning_rate=3e-5, batch_size=4, dropout=0.0)
     twice, taught = (
         more.model_copy(update=update)
         for update in ({"epochs": 2.0}, {"together": (Distill(temperature=2, logits=1),)})
@@ -242,6 +242,7 @@ def tokens(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
         epochs=1,
         learning_rate=3e-5,
         batch_size=16,
+        dropout=0.0,
         together=(Distill(temperature=2, logits=1), DropTokens(penalty=0.1)),
     )
     make = partial(compress, base, task=task, measure=False, progress=False)
@@ -320,8 +321,9 @@ def base_of_phrases(scale: Scale) -> Path:
 def base_of_reviews(scale: Scale) -> tuple[Path, Task, Task]:
     """Return the model of phrases made one of reviews, and its tasks: reviews cut at 512 tokens, and long ones."""
     any_length, long_ones = reviews(scale)
+    step = Train(epochs=1, learning_rate=5e-5, batch_size=16, dropout=0.0)
     folder = runs_folder(CASE) / "reviews"
-    run = finetune(base_of_phrases(scale), any_length, folder, epochs=1, learning_rate=5e-5, progress=False)
+    run = compress(base_of_phrases(scale), Recipe([step]), any_length, folder, measure=False, progress=False)
     return run.folder, any_length, long_ones
 
 
