@@ -65,7 +65,7 @@ ROWS: list[tuple[Technique, Technique | None, bool]] = [
     (Quantize(preset="int4-gptq", group=16, examples=32), None, True),
     (Quantize(preset="int4-awq", bits=3, group=16, examples=32), None, True),
     (
-        Replace(keep_layers=1, keep_neurons=0.5, multiple_of=8, coin="batch", examples=32),
+        Replace(keep_layers=1, keep_neurons=0.5, multiple_of=8, coin="example", examples=32),
         Replace(keep_layers=2),
         True,
     ),

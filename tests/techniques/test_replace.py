@@ -84,7 +84,7 @@ def test_each_example_has_its_coin(context: Context) -> None:
     whole = answers(fresh(context), context, training=False)
     small = answers(keep_layers(fresh(context), layers=[0, 1, 2]), context, training=False)
     model = still(fresh(context))
-    technique = Replace(keep_layers=((0,), (1,), (2, 3)), schedule="constant", end=1.0)
+    technique = Replace(keep_layers=((0,), (1,), (2, 3)), coin="example", schedule="constant", end=1.0)
     companion = technique.accompany(model, context)
     seen = []
     for progress in (0.0, 0.25):
@@ -98,7 +98,7 @@ def test_each_example_has_its_coin(context: Context) -> None:
 
 def test_a_coin_for_the_batch_is_one_coin(context: Context) -> None:
     model = still(fresh(context))
-    companion = Replace(keep_layers=3, coin="batch", schedule="constant").accompany(model, context)
+    companion = Replace(keep_layers=3, schedule="constant").accompany(model, context)
     pure = [answers(fresh(context), context, training=False)]
     pure.append(answers(model, context, training=False))
     assert isinstance(companion, Replacing) and len(companion.eithers) == 1  # of 4 layers in 3 runs, one is of two
@@ -201,7 +201,7 @@ def test_an_interrupted_training_tosses_the_same_coins(
     step: int, context: Context, tmp_path: Path, run_until: RunUntil
 ) -> None:
     """Once while the rest is held, once after its release (at half of 6 steps)."""
-    together = (Replace(keep_layers=2, end=0.5),)
+    together = (Replace(keep_layers=2, coin="example", end=0.5),)
     train = Train(together=together, epochs=1, batch_size=16, learning_rate=1e-3, checkpoint_seconds=1e-9)
     (tmp_path / "whole").mkdir()
     whole = train.run(fresh(context), replace(context, workspace=tmp_path / "whole"))

@@ -41,7 +41,7 @@ class Replace(Technique):
         start: what the successor of a run is at first. "first" or "last" layer of the run; the "mean" of its weights;
             the "best", the one that changes the model's output least when it alone does the run's work; or "lowest",
             which takes the lowest layers of the model for all runs, as the paper does.
-        coin: one for each "example", which smooths the gradient, or one for the "batch", which runs fewer layers.
+        coin: one for the "batch", which runs fewer layers, or one for each "example", which smooths the gradient.
         probability: p at the beginning, in [0, 1]. 0.3 to 0.5.
         schedule: how p rises from there to 1 at `end`: "linear", "cosine", or "constant" until it jumps.
         end: progress of the training, in (0, 1], from which on p is 1. 0.5 to 0.8.
@@ -70,7 +70,7 @@ class Replace(Technique):
     keep_layers: int | tuple[tuple[int, ...], ...] | None = None
     keep_neurons: float = Field(1.0, gt=0, le=1)
     start: Literal["first", "last", "mean", "best", "lowest"] = "first"
-    coin: Literal["batch", "example"] = "example"
+    coin: Literal["batch", "example"] = "batch"
     probability: float = Field(0.5, ge=0, le=1)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     end: float = Field(0.6, gt=0, le=1)
