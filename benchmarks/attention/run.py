@@ -215,7 +215,7 @@ def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     more = Train(epochs=1, learning_rate=3e-5, batch_size=4, dropout=0.0)
     twice, taught = (
         more.model_copy(update=update)
-        for update in ({"epochs": 2.0}, {"together": (Distill(temperature=2, logits=1),)})
+        for update in ({"epochs": 2.0}, {"together": (Distill(temperature=2, logits=1, hidden=1),)})
     )
     make = partial(compress, task=task, measure=False, progress=False)
     exact = make(whole, Recipe([more]), out=folder / "exact-long").folder
