@@ -11,11 +11,11 @@ from niwaki.report import drawing
 HERE = Path(__file__).parent
 PICTURE = HERE.parents[1] / "docs" / "images" / "attention.svg"
 COLOURS = {"exact": drawing.BASE, "window": drawing.SERIES[0], "linear": drawing.SERIES[1]}
-PANELS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+PANELS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onnxruntime_int8": "ONNX Runtime, 8 bits"}
 
 
 def draw() -> None:
-    """Draw the stage `growth`: time and memory of each kind of attention against the length, in each runtime."""
+    """Draw the stage `growth`: time and memory of each kind of attention against the length, in each form."""
     result = json.loads((HERE / "result.json").read_text("utf-8"))
     records = [record for record in result["records"] if record["stage"] == "growth"]
     if not records:
@@ -25,11 +25,11 @@ def draw() -> None:
         "peak memory, MB": lambda record: record["memory_peak_bytes"] / 1e6,
     }
     with drawing.style():
-        figure = drawing.figure_of(760, 480)
+        figure = drawing.figure_of(960, 480)
         axes_RP = figure.subplots(len(rows), len(PANELS), sharex=True, sharey="row")
         for row, (label, value_of) in enumerate(rows.items()):
-            for axes, (runtime, title) in zip(axes_RP[row], PANELS.items(), strict=True):
-                lines(axes, [record for record in records if record["runtime"] == runtime], value_of)
+            for axes, (form, title) in zip(axes_RP[row], PANELS.items(), strict=True):
+                lines(axes, [record for record in records if record["form"] == form], value_of)
                 if row == 0:
                     axes.set_title(title)
                 else:
