@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import LogLocator, NullLocator
+
 from niwaki.report import drawing
 
 HERE = Path(__file__).parent
@@ -47,6 +49,9 @@ def lines(axes: Any, records: list[dict[str, Any]], value_of: Any) -> None:
         axes.plot(lengths, [value_of(record) for record in own], color=colour, marker="o", markersize=4, label=kind)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
 
 
