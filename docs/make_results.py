@@ -161,9 +161,9 @@ def common(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the conditions of several stages: said once what they have in common, by stage what differs."""
     keys = dict.fromkeys(key for stage in stages.values() for key in stage)
     found = {key: {name: stage[key] for name, stage in stages.items() if key in stage} for key in keys}
+    firsts = {key: next(iter(own.values())) for key, own in found.items()}
     return {
-        key: next(iter(own.values())) if all(value == next(iter(own.values())) for value in own.values()) else own
-        for key, own in found.items()
+        key: firsts[key] if all(value == firsts[key] for value in own.values()) else own for key, own in found.items()
     }
 
 
