@@ -9,8 +9,8 @@
 beyond what the base reads, so all of them, the exact one too, have its positions copied up to the longest. In 8 bits
 exact attention stands beside the others in 8 bits.
 
-On two cores growth takes about 10 minutes (half of it the exact attention at 8,192 tokens), sst2 about 15, long about
-30, tokens about 15, stories about 5.
+On two cores growth takes about 10 minutes (half of it the exact attention at 8,192 tokens), floor 1, sst2 about 15,
+long about 30, tokens about 15, stories about 5.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from common import (
     sentiment,
     stories,
 )
+from floor import share_outside
 from picture import draw
 
 from niwaki.anatomy import anatomy_of
@@ -197,10 +198,7 @@ def longer(base: Path, tokens: int, folder: Path) -> Path:
 
 def timed(folders: list[Path], runtime: str, length: int, scale: Scale) -> list[tuple[float, int]]:
     """Return the median seconds of one input of this length in each model, in turns, and the peak bytes."""
-    batch = {
-        "input_ids": np.random.default_rng(0).integers(1000, 2000, (1, length)),
-        "attention_mask": np.ones((1, length), np.int64),
-    }
+    batch = one_text(length)
     paths = [folder if runtime == "torch" else folder / "model.onnx" for folder in folders]
     repeats = max(1, scale.lengths[-1] // 2 // length)
     workers = []
@@ -213,6 +211,23 @@ def timed(folders: list[Path], runtime: str, length: int, scale: Scale) -> list[
             worker.close()
     print(runtime, length, [f"{value:.4f}" for value in np.median(seconds_SRI, axis=(1, 2))], flush=True)
     return [(float(value), peak) for value, peak in zip(np.median(seconds_SRI, axis=(1, 2)), peaks, strict=True)]
+
+
+def one_text(length: int) -> dict[str, Any]:
+    """Return a batch of one text of random words."""
+    return {
+        "input_ids": np.random.default_rng(0).integers(1000, 2000, (1, length)),
+        "attention_mask": np.ones((1, length), np.int64),
+    }
+
+
+def floor(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
+    """Tell what would be left if attention cost nothing, as a share of the time of the model with a linear one."""
+    linear = swapped(base_of_phrases(scale), "linear", KINDS["linear"], scale) / "model.onnx"
+    return {
+        f"linear_{length}_share_outside_attention": share_outside(linear, one_text(length), threads=default_threads())
+        for length in scale.lengths[-2:]
+    }, []
 
 
 def sst2(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
@@ -231,8 +246,9 @@ def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     """Read reviews of more than 512 tokens: with a window, with exact attention, cut, and cut into windows.
 
     From one model of reviews, which reads 512 tokens, four are made. Exact: more positions, an epoch on long reviews.
-    Window: the exact one with a window, and one more epoch with it as the teacher. Cut: two epochs on the first 512
-    tokens. And the latter as it is, with the mean of the logits of overlapping windows, where the text is longer.
+    Window: the exact one with a window, and one more epoch with it as the teacher, of its states too. Cut: two epochs
+    on the first 512 tokens. And the latter as it is, with the mean of the logits of overlapping windows, where the text
+    is longer.
     """
     folder = runs_folder(CASE)
     base, _, task = base_of_reviews(scale)
@@ -240,7 +256,7 @@ def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
     more = Train(epochs=1, learning_rate=3e-5, batch_size=4, dropout=0.0)
     twice, taught = (
         more.model_copy(update=update)
-        for update in ({"epochs": 2.0}, {"together": (Distill(temperature=2, logits=1),)})
+        for update in ({"epochs": 2.0}, {"together": (Distill(temperature=2, logits=1, hidden=1),)})
     )
     make = partial(compress, task=task, measure=False, progress=False)
     exact = make(whole, Recipe([more]), out=folder / "exact-long").folder
@@ -411,7 +427,7 @@ def measured(base: Path, folders: list[Path], task: Task, quick: bool = True) ->
     return {row.name: row for row in rows}
 
 
-STAGES = {"growth": growth, "sst2": sst2, "long": long, "tokens": tokens, "stories": decoder}
+STAGES = {"growth": growth, "floor": floor, "sst2": sst2, "long": long, "tokens": tokens, "stories": decoder}
 
 
 def main(words: list[str]) -> None:

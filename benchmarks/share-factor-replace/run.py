@@ -53,8 +53,8 @@ DISTILL = Distill(temperature=2, logits=1, hidden=1)
 EPOCHS = 1.0
 #: Layers that come to be one have half of the training left in which they are.
 LONGER = 1.5
-#: Successors learn alone among predecessors first, and then once more as long all together.
-TWICE = 2.0
+#: Successors learn among predecessors in half of the training; in what is left they learn as long as others do.
+THRICE = 3.0
 #: The parents' budget is the latency of three layers in 8 bits, with this much room: the clock of another hour differs.
 ROOM = 1.5
 
@@ -89,8 +89,8 @@ RECIPES: dict[str, dict[str, list[Any]]] = {
         "factor-80": [Factor(keep=0.8, by="whitened")],
     },
     "replace": {
-        "replace": [trained(Replace(keep_layers=3), epochs=TWICE)],
-        "drop-layers": [Drop(keep_layers=3, by="uniform"), trained(epochs=TWICE)],
+        "replace": [trained(Replace(keep_layers=3), epochs=THRICE)],
+        "drop-layers": [Drop(keep_layers=3, by="uniform"), trained(epochs=THRICE)],
     },
 }
 #: What every parent of the race goes through; to keep three of three layers changes nothing.
@@ -308,7 +308,7 @@ def main(words: list[str]) -> None:
         "seeds": list(case.seeds),
         "fine_tuning": FINE_TUNING,
         "training": trained().model_dump(mode="json", exclude={"epochs"}),
-        "epochs": {"share": LONGER, "replace": TWICE, "all others": EPOCHS},
+        "epochs": {"share": LONGER, "replace": THRICE, "all others": EPOCHS},
     }
     if given.train:
         for stage in given.stages or RECIPES:
