@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from niwaki.budget import Budget
-from niwaki.comparison import Comparison
+from niwaki.checkpoint import load, load_tokenizer, save
+from niwaki.comparison import Comparison, measure
 from niwaki.errors import NiwakiError
 from niwaki.exit_rule import NEVER
 from niwaki.export import one_file
@@ -26,7 +29,9 @@ from niwaki.report.points import latency_of
 from niwaki.report.usage import snippets
 from niwaki.runtime import open_artifact, size_on_disk
 from niwaki.runtime.rule import Rule
-from niwaki.task import Encoded
+from niwaki.surgery import add_exit, set_thresholds
+from niwaki.task import Encoded, Task
+from niwaki.task.windows import Windows
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -218,9 +223,53 @@ def test_without_exits_a_record_is_what_it_was(whole: Path, rows: Encoded) -> No
     assert exits_told([json.loads(record.model_dump_json())]) == []
 
 
+def test_a_text_in_windows_leaves_in_parts(chain: Path, whole: Path) -> None:
+    """Of three 1 and four 2 the windows are 1 1 1, 1 2 2 and 2 2 2; the last one is not sure, and goes to the end."""
+    texts = [[1, 1, 1, 2, 2, 2, 2], [2], [1]]
+    rows = Encoded(
+        name="validation",
+        tokens=np.concatenate(texts).astype(np.int32),
+        types=None,
+        offsets=np.array([0, 7, 8, 9]),
+        labels=np.array([0, 1, 0]),
+        windows=Windows(size=3, before=0, after=0, pool="mean"),
+    )
+    subjects = [
+        Subject(name="whole", runtime="onnxruntime", path=whole),
+        Subject(name="early", runtime="onnxruntime", path=chain),
+    ]
+    for pool in ("mean", "max"):
+        windows = replace(rows.windows, pool=pool)
+        _, early = measure_subjects(subjects, replace(rows, windows=windows), "accuracy", threads=1, quick=True)
+        assert early.exits is not None and early.quality is not None
+        first, end = early.exits.exits
+        assert (first.share, end.share) == pytest.approx(((2 / 3 + 0 + 1) / 3, (1 / 3 + 1 + 0) / 3))
+        assert (first.count, first.value, first.base_value) == (2, 100.0, 100.0)  # the first text and the last
+        assert (end.count, end.value, end.base_value) == (2, 50.0, 100.0)  # the first text and the second
+        assert early.quality.value == pytest.approx(200 / 3)
+
+
+@pytest.mark.slow  # a process that imports torch
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_a_model_with_exits_reads_long_texts_in_windows(
+    runtime: str, saved_base: Callable[..., Path], toy_data: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip(runtime)
+    model = load(saved_base("bert", layers=3))
+    add_exit(model, layer=0)
+    set_thresholds(model, by="probability", thresholds=[0.5])
+    folder = save(model, tmp_path / "early")
+    load_tokenizer(saved_base("bert", layers=3)).save_pretrained(folder)
+    task = Task("text-classification", data=str(toy_data()), max_length=7, long="mean")
+    found = measure(folder, task, runtimes=[runtime], quick=True, progress=False).rows[0]
+    assert found.exits is not None and [exit.share for exit in found.exits.exits] == [1.0, 0.0]
+    assert found.conditions is not None and found.conditions.lengths.max > 7
+
+
 def test_an_exit_that_no_row_takes_has_no_quality() -> None:
     ids = np.array([0, 1, 1])
-    found = left_at(Rule("entropy", (NEVER, 0.5), (0, 2)), np.array([1, 2, 2]), ids, ids, ids, "accuracy")
+    left_NX = np.eye(3)[[1, 2, 2]]
+    found = left_at(Rule("entropy", (NEVER, 0.5), (0, 2)), left_NX, ids, ids, ids, "accuracy")
     assert found is not None
     assert [(exit.count, exit.value) for exit in found.exits] == [(0, None), (1, 100.0), (2, 100.0)]
     assert left_at(None, None, ids, ids, ids, "accuracy") is None

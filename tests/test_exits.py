@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,19 @@ def test_a_stretch_of_layers_leaves_nothing_behind(encoder: str, tiny_model: Mod
         states = run_layers(model, inputs, 0, 3)
         assert torch.equal(run_layers(model, inputs, 3, None, states), model(**inputs).logits)
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_threads_may_share_a_model(encoder: str, with_exits: Models, tiny_batch: Batches) -> None:
+    """Two threads go through it at the same time, one a layer ahead of the other."""
+    model, batch = with_exits(encoder), tiny_batch(encoder)
+    said = sureness("probability", all_logits(model, batch)[:-1].detach().numpy())
+    set_thresholds(model, by="probability", thresholds=np.sort(said, axis=1)[:, 9:11].mean(axis=1).tolist())
+    halves = [{name: value[at : at + 8] for name, value in batch.items()} for at in (0, 8)]
+    expected = [classify(model, half) for half in halves]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda half: classify(model, half), halves * 20))
+    for (logits_BC, exit_B), (wanted_BC, wanted_B) in zip(found, expected * 20, strict=True):
+        assert torch.equal(logits_BC, wanted_BC) and torch.equal(exit_B, wanted_B)
 
 
 def test_what_an_exit_cannot_be(tiny_model: Models, tiny_batch: Batches) -> None:

@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     "train": 4,
     "techniques": 4,
     "technique": 3,
+    "swapping": 3,
     "calibrate": 3,
     "walk": 3,
     "exiting": 3,

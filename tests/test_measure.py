@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niwaki.anatomy import anatomy_of
 from niwaki.checkpoint import load_tokenizer
 from niwaki.errors import NiwakiError
 from niwaki.measure import (
@@ -38,6 +39,7 @@ from niwaki.measure.timing import (
     time_in_turns,
 )
 from niwaki.runtime import OUTCOMES
+from niwaki.surgery import factor_embedding
 from niwaki.task import Encoded, score
 from niwaki.task.windows import Windows
 
@@ -258,6 +260,16 @@ def test_operations_of_an_encoder_by_hand(tiny_model, name, head):
     expected = macs_of_encoder(tokens=7, hidden=32, neurons=64, layers=2, head=head)
     assert count_macs_per_token(model, batch) == pytest.approx(expected)
     assert not model.training
+
+
+def test_a_word_table_in_two_factors_adds_one_narrow_product(tiny_model, family):
+    model, rows = tiny_model(family), encoded([[5] * 7])
+    before = count_macs_per_token(model, rows)
+    anatomy = anatomy_of(model)
+    width = anatomy.word_embeddings.embedding_dim
+    factor_embedding(model, module=anatomy.prefix + anatomy.family.word_embeddings, rank=8)
+    # nothing for the product of the factors, which is the weight that the table tells
+    assert count_macs_per_token(model, rows) == pytest.approx(before + 8 * width)
 
 
 def test_eager_attention_counts_as_fused_attention_does(tiny_model):

@@ -9,6 +9,8 @@ import pytest
 from niwaki.errors import NiwakiError
 from niwaki.recipe import Recipe, order
 from niwaki.technique import Grain, Technique
+from niwaki.techniques.factor import Factor
+from niwaki.techniques.share import Share
 from niwaki.train import Train
 
 
@@ -109,6 +111,14 @@ def test_what_is_packed_into_bits_is_not_cut(steps: list[Any], right: str):
     with pytest.raises(NiwakiError, match="packed into bits") as caught:
         Recipe(steps)
     assert caught.value.fix == f"steps in this order: {right}"
+
+
+def test_shared_layers_are_not_factored_little_by_little():
+    shared = Train(together=(Share(groups="all"),))
+    order.check([shared, Factor(keep=0.5)])
+    order.check([shared, Train(together=(Factor(modules=(), embedding=8),))])
+    with pytest.raises(NiwakiError, match="has made them share"):
+        Recipe([shared, Train(together=(Factor(keep=0.5),))])
 
 
 def test_two_trains_that_cut_and_pack_have_no_right_order():

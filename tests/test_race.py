@@ -131,6 +131,24 @@ def test_recipes_in_words(tmp_path: Path) -> None:
     assert read_recipes([f"large={cut}"], ["large", "base"]) == {"large": [STRONG]}
 
 
+def test_strengths_go_where_there_is_a_place_for_them(tmp_path: Path) -> None:
+    mild, cut = tmp_path / "mild.yaml", tmp_path / "cut.yaml"
+    mild.write_text(MILD.dump())
+    cut.write_text(STRONG.dump())
+    words, names = [f"large={cut}", f"small={mild}"], ["large", "small"]
+    found = read_recipes(words, names, (), "steps[0].drop.keep_layers=4,3")
+    assert found == {
+        "large": [Recipe([Drop(keep_layers=layers), Quantize(bits=8)]) for layers in (4, 3)],
+        "small": [MILD],
+    }
+    for nowhere, message in (
+        ("steps[0].trim.rows=4,3", 'no "trim"'),
+        ("steps[0].drop.keep=4,3", 'no parameter "keep"'),
+    ):
+        with pytest.raises(NiwakiError, match=message):
+            read_recipes(words, names, (), nowhere)
+
+
 # What is tried: only misses are looked at
 
 

@@ -25,6 +25,7 @@ from niwaki.errors import NiwakiError
 from niwaki.task import KINDS, Dataset, Encoded, Rows, Task, score
 from niwaki.task.encoded import stratified_rows
 from niwaki.task.tokens import CHUNK_ROWS
+from niwaki.task.windows import Windows
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -601,6 +602,17 @@ def test_windows_read_all_of_a_text(
     assert texts[-1] == plain[-len(texts[-1]) :] and len(plain) - len(texts[-1]) <= start
     assert data.validation.batch([0])["input_ids"].shape == (count, size)
     assert any(f"3 of 3 validation texts (100.0%) were read in windows of {size} tokens" in one for one in data.notes)
+
+
+def test_windows_do_not_hang_on_the_first_text(tmp_path: Path, tiny_tokenizer: Callable[..., Any]) -> None:
+    """Of which nothing may be left when it is normalised; where that is so of all, it is said of all."""
+    rows = [{"text": text, "label": n % 2} for n, text in enumerate(("\u200b", "\u200b", "film " * 30))]
+    task = classify(write(tmp_path / "dev.csv", rows), max_length=16, long="mean")
+    data = task.encode(tiny_tokenizer("bert"), 64).validation
+    assert data.windows == Windows(size=16, before=1, after=1, pool="mean")
+    assert data.lengths.tolist() == [2, 2, 32]
+    with pytest.raises(NiwakiError, match="no token in any of"):
+        classify(write(tmp_path / "blank.csv", 4 * rows[:2]), long="mean").encode(tiny_tokenizer("bert"), 64)
 
 
 def test_windows_are_for_single_texts(tmp_path: Path, tiny_tokenizer: Callable[..., Any]) -> None:

@@ -1,11 +1,14 @@
-"""Run a model that has exits: what every head says, or layer by layer without the rows that have left."""
+"""Run a model that has exits: what every head says, or layer by layer without the rows that have left.
+
+The model is only read, so several threads may run one that is in eval mode.
+"""
 
 # B batch, T tokens, D hidden, C classes, E exits, N rows, R rows that are left
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -18,7 +21,11 @@ from niwaki.calibrate import evaluating, in_row_order, inputs_of, length_sorted
 from niwaki.errors import NiwakiError
 from niwaki.exit_rule import leaving
 from niwaki.layers.exits import Exits, exits_of
+from niwaki.layers.linear import rows_independent
 from niwaki.task import Encoded
+
+#: Rows that are asked at once.
+BATCH = 64
 
 
 def require_exits(model: nn.Module) -> Exits:
@@ -53,10 +60,13 @@ def all_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([*found, run_layers(model, inputs, begin, None, hidden_BTD)])
 
 
-def all_logits_of(model: nn.Module, rows: Encoded, batch_size: int = 64) -> np.ndarray:
-    """Return `all_logits` (E + 1, N, C) of all rows, in their order; batches hold rows of like length."""
+def all_logits_of(model: nn.Module, rows: Encoded) -> np.ndarray:
+    """Return `all_logits` (E + 1, N, C) of all rows, in their order: what a model says to each that comes alone.
+
+    Batches hold rows of like length; where the ranges of activations would be those of a batch, a row is asked alone.
+    """
     device = next(model.parameters()).device
-    batches = length_sorted(rows.lengths, batch_size)
+    batches = length_sorted(rows.lengths, BATCH if rows_independent(model) else 1)
     parts = []
     with evaluating(model):
         for indices in batches:
@@ -165,26 +175,31 @@ def run_layers(
 
         return forward
 
+    instead: dict[nn.Module, Callable[..., Any]]
     instead = {layer.module: stand_in(layer.module.forward) for layer in anatomy.layers}
     if hidden_BTD is not None:
         instead[anatomy.embeddings] = lambda *positional, **named: hidden_BTD
         if (projection := anatomy.embedding_projection) is not None:
             instead[projection] = lambda states_BTD: states_BTD
-    with _instead(instead):
-        try:
-            logits: Tensor = model(**inputs).logits
-        except _Reached as reached:
-            return reached.states
+    try:
+        logits: Tensor = _with(model, instead)(**inputs).logits
+    except _Reached as reached:
+        return reached.states
     return logits
 
 
-@contextlib.contextmanager
-def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let other functions run in the place of modules' own while the block lasts."""
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in forwards:
-            del module.forward
+def _with(module: nn.Module, forwards: Mapping[nn.Module, Callable[..., Any]]) -> nn.Module:
+    """Return a module in which other functions run in the place of some parts' own; itself it stays as it is.
+
+    Only modules on the way to these parts are copied, and they share all they hold: other threads may run the module.
+    """
+    if module in forwards:
+        other = copy.copy(module)
+        other.forward = forwards[module]
+        return other
+    parts = {name: None if part is None else _with(part, forwards) for name, part in module._modules.items()}
+    if all(part is module._modules[name] for name, part in parts.items()):
+        return module
+    other = copy.copy(module)
+    other._modules = parts
+    return other

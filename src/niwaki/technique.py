@@ -143,14 +143,14 @@ class Companion(nn.Module):
         return 1.0
 
     def step(self, progress: float) -> None:
-        """Act before each forward; `progress` in [0, 1] is the share of the training that is done."""
+        """Act before each forward; `progress` is the share of the training that is done, from 0; at the last step 1."""
 
     def loss(self, output: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weighted scalar losses by name, to be added to the task's."""
         return {}
 
     def ready(self, progress: float) -> bool:
-        """Say whether the model at this moment may be judged for "best on validation"."""
+        """Say whether the model, as it is since the step at `progress`, may be judged for "best on validation"."""
         return True
 
     def finish(self, model: nn.Module) -> nn.Module:
@@ -182,11 +182,12 @@ class Technique(Parameters):
         """Return what these parameters cut; the class's grain unless a technique says otherwise."""
         return self.grain
 
-    def cuts_tied(self, meanwhile: bool = False) -> bool:
+    def cuts_tied(self, *, meanwhile: bool = False, in_train: bool = False) -> bool:
         """Say whether it leaves layers that share their weights as they are, or cuts all of them alike.
 
         Args:
             meanwhile: while they are becoming one, in the same train; else after it.
+            in_train: inside a train, else as a step of its own.
         """
         return self.cuts == Grain.NONE if meanwhile else self.cuts not in (Grain.UNIT, Grain.WEIGHT)
 
@@ -214,6 +215,14 @@ class Technique(Parameters):
         return ""
 
     @property
+    def without_holding(self) -> str:
+        """Return, where inside `train` it holds the model's weights, what to write so that they learn; else nothing.
+
+        Beside it may stand what packs weights as they are into bits, and nothing that needs them to learn.
+        """
+        return ""
+
+    @property
     def streams(self) -> bool:
         """Say whether `apply` looks at one layer after the other, through `Context.parts`, and so needs no more memory.
 
@@ -227,6 +236,9 @@ class Technique(Parameters):
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what cannot be done to this model."""
+
+    def check_accompany(self) -> None:
+        """Refuse, as a recipe is read, parameters with which it cannot stand inside `train`."""
 
     def check_export(self, model: nn.Module, formats: Collection[str]) -> None:
         """Refuse, before any work begins, what these formats ("onnx", "openvino") cannot hold."""

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from niwaki.anatomy import longest_input, longest_read
+from niwaki.anatomy import anatomy_of, longest_input, longest_read
 from niwaki.checkpoint import load, load_tokenizer, save
 from niwaki.errors import NiwakiError
 from niwaki.export import export_onnx, export_openvino
 from niwaki.layers.attention import apart, side_by_side
 from niwaki.layers.kinds import build
 from niwaki.layers.nystrom import pseudo_inverse
+from niwaki.recipe import Recipe
 from niwaki.surgery import extend_positions, is_plain, narrow_heads, quantize_linear, swap_attention
 from niwaki.task import Task
 from niwaki.techniques.attend import Attend
@@ -113,6 +114,19 @@ def test_landmarks_are_the_means_of_segments() -> None:
     exact = side_by_side((apart(wide[0], HEADS) @ apart(wide[0], HEADS).mT).softmax(-1) @ value)
     answered = build("nystrom", HEADS, SIZE, landmarks=16)(wide[0], wide[0], states[2], real_BT, 1.0)
     assert torch.allclose(answered, exact, atol=0.05)
+
+
+@pytest.mark.parametrize(("by", "settings"), KINDS, ids=IDS)
+def test_a_row_that_is_all_padding_stays_finite(by: Any, settings: dict[str, Any]) -> None:
+    """In answers and gradients, and rows beside it get what they get without it."""
+    states = tuple(one.requires_grad_() for one in drawn(2, 9))
+    mechanism = trained(by, settings)
+    real_BT = torch.tensor([[True] * 7 + [False] * 2, [False] * 9])
+    answered = mechanism(*states, real_BT, 0.5)
+    assert bool(answered.isfinite().all())
+    assert torch.allclose(answered[:1], mechanism(*(one[:1] for one in states), real_BT[:1], 0.5), atol=1e-6)
+    answered.sum().backward()
+    assert all(bool(one.grad.isfinite().all()) for one in states if one.grad is not None)
 
 
 @pytest.mark.parametrize(("by", "settings"), [KINDS[0], KINDS[3], KINDS[5]], ids=["window", "linear", "nystrom"])
@@ -251,8 +265,27 @@ def test_longer_texts_are_read_after_it_by_model_teacher_and_tokenizer(
     saved = save(model, tmp_path / "saved", reading.tokenizer)
     assert longest_input(load(saved), load_tokenizer(saved)) == 256
     Train(together=(Distill(),), epochs=1, batch_size=2).run(model, reading)
-    with pytest.raises(NiwakiError, match="inside train"):
-        Train(together=(Attend(positions=512, allow_slower=True),), epochs=1).run(model, reading)
+    longer = Train(together=(Attend(positions=512, allow_slower=True),), epochs=1)
+    for refused in (lambda: longer.run(model, reading), lambda: Recipe([longer])):
+        with pytest.raises(NiwakiError, match="inside train"):
+            refused()
+
+
+def test_each_row_has_a_coin_of_its_own(context: Any) -> None:
+    """Half of them fall for the window: no row is a mixture, and none is like all others."""
+    answers = {}
+    for probability in (0.0, 0.5, 1.0):
+        model = load(context.base.config._name_or_path)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        attend = Attend(window=2, keep=(1,), end=1.0, coin="example", schedule="constant", probability=probability)
+        companion = attend.model_copy(update={"allow_slower": True}).accompany(model, context)
+        companion.step(0.0)
+        answers[probability] = model.train()(input_ids=torch.ones(16, 30, dtype=torch.long)).logits
+    exact, mixed, own = answers.values()
+    are_exact, are_own = (torch.isclose(mixed, one, atol=1e-6).all(dim=1) for one in (exact, own))
+    assert torch.equal(are_exact, ~are_own) and 0 < int(are_own.sum()) < 16
 
 
 def test_the_exact_attention_gives_way_little_by_little(context: Any) -> None:
@@ -288,6 +321,39 @@ def test_what_would_not_get_faster_is_refused(monkeypatch: pytest.MonkeyPatch, c
     with pytest.raises(NiwakiError, match="nothing gets faster up to 64 tokens"):
         Attend(window=8).check(model)
     Attend(window=8, allow_slower=True).check(model)
+
+
+def test_what_gets_faster_says_from_which_length_on(monkeypatch: pytest.MonkeyPatch, context: Any) -> None:
+    times = Times((4, 64), exact=(1.0, 16.0), other=(0.5, 4.0))
+    monkeypatch.setattr("niwaki.techniques.attend.technique.times_of", lambda *_: times)
+    events: list[dict[str, Any]] = []
+    context.__dict__["log"] = events.append
+    Attend(window=8).apply(load(context.base.config._name_or_path), context)
+    assert any("pays from about 4 tokens on" in event.get("note", "") for event in events)
+
+
+def test_what_attends_like_this_already_stays(context: Any) -> None:
+    """What was learnt is not taught anew, neither where it is kept nor where it is asked for again."""
+    model = load(context.base.config._name_or_path)
+    linear: dict[str, Any] = {"by": "linear", "allow_slower": True, "examples": 8, "passes": 1}
+    Attend(**linear, keep=(1,)).apply(model, context)
+    first, second = (layer.attention for layer in anatomy_of(model).layers)
+    learnt = {name: tensor.clone() for name, tensor in first.mechanism.state_dict().items()}
+    companion = Attend(**linear, end=0.5).accompany(model, context)
+    assert len(companion.eithers) == 1  # of the second layer alone
+    assert all(torch.equal(first.mechanism.state_dict()[name], tensor) for name, tensor in learnt.items())
+    assert type(second.mechanism) is type(first.mechanism)
+    with pytest.raises(NiwakiError, match="no attention to swap"):
+        Attend(**linear).apply(model, context)
+    Attend(window=4, keep=(1,), allow_slower=True).apply(model, context)
+    assert type(first.mechanism) is not type(second.mechanism)
+
+
+def test_up_to_its_window_an_attention_takes_as_long_as_the_exact_one() -> None:
+    from niwaki.techniques.attend.break_even import times_of
+
+    times = times_of("window", 2, 4, 2, 64, (("window", 64), ("global_tokens", 1)))
+    assert times.exact == times.other and times.break_even == np.inf
 
 
 def test_the_clock_runs(context: Any) -> None:

@@ -41,7 +41,7 @@ from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop_tokens import DropTokens
-from niwaki.techniques.drop_tokens.fitting import Schedule, candidates
+from niwaki.techniques.drop_tokens.fitting import Schedule, candidates, least_share
 from niwaki.techniques.exit import Exit
 from niwaki.techniques.quantize import Quantize
 from niwaki.testing import fresh, logits, make_context
@@ -93,6 +93,24 @@ def test_the_score_is_the_mean_over_tokens_that_are_there() -> None:
     key = torch.tensor([[[[0.0], [1.0], [0.0]]]])
     _, scores = attend_and_score(query, key, key, torch.tensor([[True, True, False]]), scaling=1.0)
     assert torch.allclose(scores, torch.tensor([[0.5, 0.5, 0.0]]))
+
+
+def test_a_row_that_is_all_padding_stays_finite(tiny_model: Any, tiny_batch: Any) -> None:
+    """In answers and gradients, as it does where attention is exact; rows beside it get what they get alone."""
+    model, batch = tiny_model("bert"), tiny_batch("bert")
+    drop_tokens(model, by="threshold", levels=[0.05])
+    wanted = said(model, batch)
+    batch["attention_mask"] = batch["attention_mask"].clone()
+    batch["attention_mask"][3] = 0
+    logits = model(**batch).logits
+    others = torch.arange(len(logits)) != 3
+    assert bool(logits.isfinite().all()) and torch.allclose(logits[others], wanted[others], atol=1e-5)
+    logits.sum().backward()
+    assert all(bool(one.grad.isfinite().all()) for one in model.parameters() if one.grad is not None)
+    model.zero_grad()
+    assert bool(said(model, {name: value[3:4] for name, value in batch.items()}).isfinite().all())
+    with dropping(model, "off"):
+        assert bool(said(model, batch).isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -528,6 +546,62 @@ def test_settings_that_cannot_be(context: Context) -> None:
         DropTokens(from_length=60).apply(fresh(context), context)
     with pytest.raises(NiwakiError, match="are left where most are dropped"):
         DropTokens(keep=0.01).apply(fresh(context), context)
+
+
+@pytest.mark.parametrize(
+    ("technique", "why"),
+    [
+        (DropTokens(by="share"), r"steps\[0\].together\[0\].*without keep"),
+        (DropTokens(confidence=0.95), "allowed_drop: 1"),
+    ],
+    ids=["share", "confidence"],
+)
+def test_what_a_training_does_not_know_is_refused_when_the_recipe_is_read(technique: DropTokens, why: str) -> None:
+    with pytest.raises(NiwakiError, match=why):
+        Recipe([Train(together=(technique,)), DropTokens()])
+    Recipe([Train(together=(DropTokens(confidence=0.95, allowed_drop=1.0),)), DropTokens(confidence=0.95)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"from_length": 64}, "none is dropped"),
+        ({"from_length": 64, "by": "share", "keep": 0.5}, "none is dropped"),
+        ({"keep": 0.05}, "are left where most are dropped"),
+        ({"keep": 0.05, "by": "share"}, "are left where most are dropped"),
+    ],
+    ids=repr,
+)
+def test_texts_of_which_too_few_tokens_can_go_are_refused_before_training(
+    settings: dict[str, Any], why: str, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("niwaki.train.step.fit", lambda *_: pytest.fail("it has trained"))
+    with pytest.raises(NiwakiError, match=why):
+        Train(together=(DropTokens(**settings),)).run(fresh(context), context)
+
+
+def test_the_first_tokens_are_what_is_left_at_least(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And thresholds are made as strong as that takes, where others would be strong enough."""
+    monkeypatch.setattr("niwaki.techniques.drop_tokens.technique.FEW", 0.9)
+    rows = context.data.selection(0)[1]
+    least = least_share(rows.lengths)
+    assert least == pytest.approx(len(rows) / rows.lengths.sum())
+    assert token_shares(DropTokens(keep=least).apply(fresh(context), context), rows).mean == pytest.approx(least)
+
+
+def test_a_training_is_not_lost_where_no_threshold_leaves_as_few_as_are_wanted(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a step it is refused; behind a training the one that leaves the fewest is taken, and the log says so."""
+    monkeypatch.setattr("niwaki.techniques.drop_tokens.fitting.DOUBLINGS", 0)
+    technique = DropTokens(keep=1.01 * least_share(context.data.selection(0)[1].lengths))
+    with pytest.raises(NiwakiError, match="are left where most are dropped"):
+        technique.apply(fresh(context), context)
+    events: list[dict[str, Any]] = []
+    Train(together=(technique,), epochs=0.5).run(fresh(context), logging(context, events))
+    record = next(event for event in events if event["event"] == "tokens")
+    assert record["chosen"] == record["curve"][-1] and record["chosen"]["mean_cost"] > record["wanted"]
+    assert any("are left" in event["note"] for event in events if event["event"] == "note")
 
 
 def test_a_limit_within_which_no_token_goes(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,10 @@ def test_exits_that_are_there_learn_on(context: Context) -> None:
     head = model.exits.heads["1"]
     again = short_train((Exit(after=(0, 1), allowed_drop=100),), context).run(model, context)
     assert again.exits.layers == (0, 1) and again.exits.heads["1"] is head
+    more = short_train((Exit(allowed_drop=100),), context).run(again, context)  # where no more are asked for, none come
+    assert more.exits.layers == (0, 1) and more.exits.heads["1"] is head
+    add_exit(model := fresh(context), layer=2)
+    assert short_train((Exit(allowed_drop=100),), context).run(model, context).exits.layers == (2,)
 
 
 # Thresholds
@@ -318,6 +322,39 @@ def test_models_that_cannot_have_them(context: Context, tiny_model: Callable[...
 def test_a_cost_below_the_first_exit_is_refused_before_training(context: Context) -> None:
     with pytest.raises(NiwakiError, match="mean_cost is 0.25, and the first exit stands after 0.5 of the layers"):
         Exit(after=(1,), mean_cost=0.25).accompany(fresh(context), context)
+
+
+@pytest.mark.parametrize("way", ["frozen", "self-distillation"])
+@pytest.mark.parametrize("other", [Replace(keep_layers=2), Distill(), Prune(keep_heads=0.5), Share()], ids=repr)
+def test_what_learns_does_not_stand_beside_exits_that_hold_the_model(way: Any, other: Any) -> None:
+    wrong = rf"steps\[0\].together: {other.name} needs the model to learn, and exit holds its weights"
+    with pytest.raises(NiwakiError, match=rf"{wrong}\n.*\n.*training: joint, or exit in a train of its own"):
+        Recipe([Train(together=(other, Exit(training=way)))])
+    Recipe([Train(together=(other, Exit()))])
+    Recipe([Train(together=(other,)), Train(together=(Exit(training=way),))])
+
+
+def test_heads_learn_on_what_is_packed_as_it_is(context: Context) -> None:
+    together = (Exit(after=1, training="frozen", mean_cost=0.8), Quantize())
+    Recipe([Train(together=together)])
+    begun = fresh(context)
+    model = short_train(together, context).run(fresh(context), context)
+    added = torch.nn.ModuleDict({"exits": model.exits})
+    del model.exits
+    packed, heads = Quantize().apply(begun, context), added.state_dict()
+    assert all(torch.equal(value, packed.state_dict()[name]) for name, value in model.state_dict().items())
+    torch.manual_seed(context.seed)
+    add_exit(begun, layer=1)
+    assert all(not torch.equal(value, heads[f"exits.{name}"]) for name, value in begun.exits.state_dict().items())
+
+
+def test_dynamic_ranges_are_fitted_row_by_row(context: Context) -> None:
+    """As the chain at batch 1 has them: of other rows a row's range knows nothing."""
+    add_exit(model := fresh(context), layer=1)
+    model = Quantize().apply(model, context)
+    rows = context.data.selection(context.seed)[1]
+    alone = [all_logits(model, rows.batch([row])) for row in range(len(rows))]
+    assert np.array_equal(all_logits_of(model, rows), torch.cat(alone, dim=1).detach().numpy())
 
 
 def test_no_step_may_follow_the_last_fit() -> None:

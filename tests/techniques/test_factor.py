@@ -23,7 +23,15 @@ from niwaki.layers.linear import QuantizedLinear
 from niwaki.measure.counting import count_macs_per_token, count_parameters
 from niwaki.recipe import Recipe
 from niwaki.removal import Part, predict_without
-from niwaki.surgery import factor_embedding, factor_linear, journal_of, narrow_heads, narrow_hidden, narrow_neurons
+from niwaki.surgery import (
+    factor_embedding,
+    factor_linear,
+    journal_of,
+    narrow_heads,
+    narrow_hidden,
+    narrow_neurons,
+    word_table,
+)
 from niwaki.task import Task
 from niwaki.technique import Context
 from niwaki.techniques.factor import Factor
@@ -380,6 +388,24 @@ def test_the_residual_fades(context: Context) -> None:
         "factor_linear",
         "factor_embedding",
     }
+
+
+@pytest.mark.parametrize("coin", ["batch", "example"])
+def test_by_coins_the_residual_stands_or_does_not(coin: Any, context: Context) -> None:
+    """Each row of linear and table is that of the matrix or that of the pair; in evaluation all are the pair's."""
+    model = fresh(context)
+    companion = Factor(keep=0.5, embedding=8, examples=32, begin=0.0, end=1.0, coin=coin).accompany(model, context)
+    companion.step(0.2)  # 0.8^3: about half of them stand
+    layer, table = anatomy_of(model).layers[0].part("query"), word_table(model)
+    inputs = {layer: torch.randn(32, 3, 32), table: torch.randint(0, 20, (32, 3))}
+    for matrix, given in inputs.items():
+        whole, alone = type(matrix).forward(matrix, given), matrix.eval()(given)
+        seen = matrix.train()(given)
+        are_whole, are_alone = (torch.isclose(seen, one, atol=1e-5).all(-1).all(-1) for one in (whole, alone))
+        assert torch.equal(are_whole, ~are_alone)
+        assert (0 < int(are_whole.sum()) < 32) if coin == "example" else int(are_whole.sum()) in (0, 32)
+    companion.step(1.0)
+    torch.testing.assert_close(layer(inputs[layer]), layer.eval()(inputs[layer]))
 
 
 def test_both_factors_learn_and_what_is_whole_stays_whole(context: Context) -> None:

@@ -8,21 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
-from niwaki.calibrate import evaluating
+from niwaki.calibrate import evaluating, inputs_of
 from niwaki.checkpoint import weights_hash
 from niwaki.errors import NiwakiError
+from niwaki.layers.either import coins
 from niwaki.surgery import is_plain, journal_of, keep_layers, narrow_neurons
+from niwaki.swapping import Curriculum
 from niwaki.task import Task
 from niwaki.technique import Context, Grain
 from niwaki.techniques.distill import Distill, Distillation
+from niwaki.techniques.factor import Factor
 from niwaki.techniques.prune import Prune
 from niwaki.techniques.replace import Replace
-from niwaki.techniques.replace.companion import Curriculum, Replacing, coins
+from niwaki.techniques.replace.companion import Replacing
 from niwaki.techniques.replace.successors import differences
 from niwaki.testing import fresh, logits, make_context, short_train
 from niwaki.train import Train
@@ -120,9 +124,8 @@ def test_a_coin_for_the_batch_is_one_coin(context: Context) -> None:
     ],
 )
 def test_the_probability_rises_by_schedule(schedule: Any, values: list[float]) -> None:
-    curriculum = Curriculum(schedule, probability=0.2, end=0.8, hold="until-end")
+    curriculum = Curriculum(schedule, probability=0.2, end=0.8)
     assert [curriculum.probability_at(p) for p in (0.0, 0.2, 0.4, 0.8, 1.0)] == pytest.approx(values)
-    assert [curriculum.holds(p) for p in (0.0, 0.79, 0.8, 1.0)] == [True, True, False, False]
 
 
 def test_coins_differ_by_place_moment_and_seed() -> None:
@@ -155,7 +158,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize(
     ("end", "hold", "is_held"),
-    [(1.0, "until-end", True), (0.4, "until-end", False), (0.4, "always", True), (1.0, "never", False)],
+    [(0.4, "until-end", False), (0.4, "always", True), (1.0, "always", True), (1.0, "never", False)],
 )
 def test_the_rest_is_held_to_the_last_bit(end: float, hold: Any, is_held: bool, context: Context) -> None:
     """Layers 0 and 3, embeddings and head are no successors; neither decay nor momentum reaches them while held."""
@@ -170,6 +173,18 @@ def test_the_rest_is_held_to_the_last_bit(end: float, hold: Any, is_held: bool, 
     same = [torch.equal(after[name], before[name]) for name in rest if name.endswith("weight")]
     assert all(same) if is_held else not any(same)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_others_add_is_not_held(context: Context) -> None:
+    """The factors of the word table come after it, and learn from the first step on; the head does not."""
+    model = fresh(context)
+    replacing = Replace(keep_layers=2).accompany(model, context)
+    there = {id(parameter) for parameter in model.parameters()}
+    Factor(modules=(), embedding=4).accompany(model, context)
+    replacing.step(0.0)
+    added = [parameter for parameter in model.parameters() if id(parameter) not in there]
+    assert added and all(parameter.requires_grad for parameter in added)
+    assert not any(parameter.requires_grad for parameter in model.classifier.parameters())
 
 
 def test_predecessors_never_learn(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,12 +203,22 @@ def test_predecessors_never_learn(context: Context, monkeypatch: pytest.MonkeyPa
         assert equal(dict(layer.state_dict()), dict(copied.state_dict()))
 
 
-def test_where_no_coin_falls_for_a_successor_nothing_moves(context: Context) -> None:
-    """Neither an error for the want of gradients, nor decay."""
-    technique = Replace(keep_layers=2, probability=0, schedule="constant", end=1.0)
-    train = Train(together=(technique,), epochs=0.5, batch_size=16, learning_rate=1e-2, weight_decay=0.5)
-    begun = keep_layers(fresh(context), layers=[0, 2])
-    assert equal(state(train.run(fresh(context), context)), state(begun))
+@pytest.mark.parametrize(("hold", "ends"), [("until-end", True), ("always", False)])
+def test_at_the_last_step_successors_answer_alone(hold: Any, ends: bool, context: Context) -> None:
+    companion = Replace(keep_layers=2, end=1.0, hold=hold).accompany(fresh(context), context)
+    assert isinstance(companion, Replacing)
+    assert companion.holds(0.99) and companion.holds(1.0) != ends
+    assert companion.curriculum.probability_at(1.0) == 1.0
+
+
+def test_where_no_coin_falls_for_a_successor_nothing_learns(context: Context) -> None:
+    """And there is no error for the want of gradients."""
+    model = fresh(context)
+    companion = Replace(keep_layers=2, probability=0, schedule="constant", end=1.0).accompany(model, context)
+    companion.step(0.5)
+    batch = context.train.batch(np.arange(4))
+    model.train()(**inputs_of(batch)).logits.sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("step", [2, 5])
@@ -291,10 +316,10 @@ def test_distill_matches_the_ends_of_runs(first: bool, context: Context) -> None
     events: list[dict[str, Any]] = []
     context = replace(context, log=events.append)
     pair = (Distill(hidden=1.0, relations=0.5), Replace(keep_layers=2, probability=0, schedule="constant", end=1.0))
-    train = Train(together=pair if first else pair[::-1], epochs=0.2, learning_rate=1e-12, precision="fp32")
+    train = Train(together=pair if first else pair[::-1], epochs=0.6, learning_rate=1e-12, precision="fp32")
     model = still(fresh(context))
     train.run(model, context)
-    (parts,) = [event["parts"] for event in events if event["event"] == "train"]
+    parts, *_ = [event["parts"] for event in events if event["event"] == "train"]
     assert parts["distillation.hidden"] < 1e-5 and abs(parts["distillation.logits"]) < 1e-5
     assert parts["distillation.relations"] > 1e-3  # of the successor's own queries, keys and values
 

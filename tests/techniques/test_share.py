@@ -169,7 +169,7 @@ def test_similar_layers_are_found_wherever_they_are(context: Context) -> None:
         last.weight = nn.Parameter(first.weight.detach() * 1.01)
     assert Share(groups=2, by="similar").grouped(model) == [[0, 2]]
     assert Share(groups=2, by="cyclic").grouped(model) == [[0, 2]]
-    assert Share(groups="sandwich").grouped(model) == []
+    assert Share(groups=3).grouped(model) == []  # all three stay, as asked for
     assert Share(groups=2).grouped(model) == [[1, 2]]
     assert Share(groups=((2, 0),)).grouped(model) == [[0, 2]]
 
@@ -271,6 +271,23 @@ def test_gradients_come_from_every_use(context: Context) -> None:
     torch.testing.assert_close(logits(done, context), logits(apart, context), atol=1e-5, rtol=0)
 
 
+def test_the_last_step_of_a_training_ties(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three steps the last is done at 2/3, and 1/3 of the differences would be cut off unlearnt."""
+    left: list[float] = []
+    step = Tightening.step
+
+    def watched(companion: Tightening, progress: float) -> None:
+        step(companion, progress)
+        left.append(companion.left)
+
+    monkeypatch.setattr(Tightening, "step", watched)
+    share = Share(groups="all", schedule="linear", end=1.0)
+    there = replace(context, workspace=tmp_path)
+    Train(together=(share,), epochs=3, batch_size=96, best=True).run(fresh(context), there)
+    assert left == pytest.approx([1, 2 / 3, 0]) and left[-1] == 0
+    assert (tmp_path / "best-model.safetensors").is_file()  # of the last epoch, the first in which layers are one
+
+
 def test_a_full_rank_difference_is_the_layer_itself(context: Context, tmp_path: Path) -> None:
     with pytest.raises(NiwakiError, match="sharing saves"):
         Share(groups="all", rank=32).apply(fresh(context), context)
@@ -296,6 +313,9 @@ def test_a_full_rank_difference_is_the_layer_itself(context: Context, tmp_path: 
     assert matrices(packed, "up")[0].shared.weight is matrices(packed, "up")[1].shared.weight
     with pytest.raises(NiwakiError, match="RelaxedLinear"):
         Share().check(model)
+    relaxed = Share(groups="all", rank=4).apply(fresh(context), context)
+    with pytest.raises(NiwakiError, match=r"difference of its own\n.*rank: 0 in share"):
+        Factor(rank=8).check(relaxed)
 
 
 def test_an_interrupted_training_ends_the_same(
@@ -446,9 +466,21 @@ def test_groups_that_cannot_be(context: Context) -> None:
             Share(groups=groups).check(context.base)
     with pytest.raises(NiwakiError, match="each layer in one of them"):
         Share(groups=((0, 1), (1, 2)))
+    with pytest.raises(NiwakiError, match="no two layers stand in one"):
+        Share(groups=((0,), (2,)))
+    with pytest.raises(NiwakiError, match="leave by, or write a number"):
+        Share(groups="pairs", by="similar")
+    with pytest.raises(NiwakiError, match="no two layers share") as refused:
+        Share(groups="sandwich").check(context.base)
+    assert refused.value.place == "share"
     model = fresh(context)
+    narrow_neurons(model, layer=0, neurons=[0, 1])
     narrow_neurons(model, layer=1, neurons=[0, 1, 2])
     with pytest.raises(NiwakiError, match="other shapes"):
         Share(groups="all").check(model)
     Share(groups="all", parts="attention").check(model)
-    assert Share(groups=2, by="similar").grouped(model) == [[0, 2]]
+    with pytest.raises(NiwakiError, match="no two layers share"):
+        Share(groups=1, by="similar").check(model)
+    alike = fresh(context)
+    narrow_neurons(alike, layer=1, neurons=[0, 1, 2])
+    assert Share(groups=2, by="similar").grouped(alike) == [[0, 2]]

@@ -19,7 +19,9 @@ Recipes = Annotated[
 ]
 Strengths = Annotated[
     str | None,
-    typer.Option("--strengths", metavar="PATH=V,V", help="Try each recipe with each of these values, mildest first."),
+    typer.Option(
+        "--strengths", metavar="PATH=V,V", help="Try each recipe that has PATH with each value, mildest first."
+    ),
 ]
 
 

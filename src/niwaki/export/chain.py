@@ -33,7 +33,7 @@ from niwaki.export.parity import (
     logits_of,
 )
 from niwaki.export.segments import Segment, Segments
-from niwaki.layers.linear import QuantizedLinear
+from niwaki.layers.linear import rows_independent
 from niwaki.runtime import Worker, open_worker
 from niwaki.runtime.chain import HANDED_ON, MASK, TAKEN, Array, ChainFile
 from niwaki.runtime.rule import Rule
@@ -88,7 +88,7 @@ def write_chain(
             write(segment, inputs, path.with_name(name), ("logits", HANDED_ON) if segment.hands_on else ("logits",))
         found.update(read(path.with_name(name)))
     audit(model, found, place)
-    ChainFile(prepared.rule, tuple(names), _rows_independent(model)).write(path)
+    ChainFile(prepared.rule, tuple(names), rows_independent(model)).write(path)
     return compare_chain(model, prepared, path, runtime, batches, place)
 
 
@@ -100,12 +100,6 @@ def _to_trace(prepared: Segments, sample: Mapping[str, Tensor]) -> Iterator[tupl
         if segment.hands_on:
             _, hidden_BTD = segment(*inputs.values())
             inputs = {TAKEN: hidden_BTD, MASK: sample[MASK]}
-
-
-def _rows_independent(model: nn.Module) -> bool:
-    """Say whether no range of activations is taken from a batch as a whole."""
-    linears = (module for module in model.modules() if isinstance(module, QuantizedLinear))
-    return all(linear.activations != "dynamic" for linear in linears)
 
 
 def compare_chain(

@@ -27,10 +27,12 @@ class Mechanism(nn.Module, ABC):
 
     Attributes:
         heads: how many stand side by side in the last dimension.
+        form: the name of its kind, and the parameters of that; see `niwaki.layers.kinds.build`.
         first_alone: whether the first token's answer can be had without the other tokens' queries.
     """
 
     heads: int
+    form: tuple[str, dict[str, Any]] = ("", {})
     first_alone: bool = True
 
     @abstractmethod

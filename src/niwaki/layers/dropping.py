@@ -144,7 +144,7 @@ def to_front(stays_BT: Tensor) -> Tensor:
     [[0, 2], [0, 1]]
     """
     tokens = stays_BT.shape[1]
-    longest = int(stays_BT.sum(dim=1).amax())
+    longest = max(1, int(stays_BT.sum(dim=1).amax()))  # a batch that is all padding has a first token too
     place_T = torch.arange(tokens, device=stays_BT.device)
     order_BT = stays_BT.to(torch.int64) * MOST_TOKENS - place_T
     return order_BT.topk(longest, dim=1).indices
@@ -178,7 +178,9 @@ def attend_and_score(
         Kim et al. 2022, Learned Token Pruning for Transformers, section 3, the importance score.
     """
     products_BHTT = (query_BHTS @ key_BHTS.transpose(-1, -2)).float() * scaling
-    shares_BHTT = products_BHTT.masked_fill(~real_BT[:, None, None, :], -math.inf).softmax(dim=-1)
+    # the least number, not -inf: of a row that is all padding a softmax over nothing would be no number
+    least = torch.finfo(products_BHTT.dtype).min
+    shares_BHTT = products_BHTT.masked_fill(~real_BT[:, None, None, :], least).softmax(dim=-1)
     received_BT = (shares_BHTT.mean(dim=1) * real_BT[:, :, None]).sum(dim=1)
     scores_BT = received_BT / real_BT.sum(dim=1, keepdim=True).clamp_min(1)
     weights_BHTT = functional.dropout(shares_BHTT, dropout, training=dropout > 0)

@@ -23,10 +23,14 @@ SETTINGS: dict[Kind, tuple[str, ...]] = {
 
 def build(by: Kind, heads: int, head_size: int, key_value_heads: int | None = None, **settings: Any) -> Mechanism:
     """Return the attention of a kind, with its parameters in `SETTINGS`; heads share keys in "hybrid" alone."""
+    mechanism: Mechanism
     if by == "window":
-        return WindowAttention(heads, **settings)
-    if by == "nystrom":
-        return NystromAttention(heads, **settings)
-    if by == "hybrid":
-        return HybridAttention(heads, head_size, key_value_heads or heads, **settings)
-    return LinearAttention(heads, head_size, **settings)
+        mechanism = WindowAttention(heads, **settings)
+    elif by == "nystrom":
+        mechanism = NystromAttention(heads, **settings)
+    elif by == "hybrid":
+        mechanism = HybridAttention(heads, head_size, key_value_heads or heads, **settings)
+    else:
+        mechanism = LinearAttention(heads, head_size, **settings)
+    mechanism.form = (by, settings)
+    return mechanism

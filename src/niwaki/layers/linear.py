@@ -206,6 +206,12 @@ class QuantizedEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}"
 
 
+def rows_independent(model: nn.Module) -> bool:
+    """Say whether no range of activations is taken from a batch as a whole."""
+    linears = (module for module in model.modules() if isinstance(module, QuantizedLinear))
+    return all(linear.activations != "dynamic" for linear in linears)
+
+
 def _as_int8(rounded: Rounded) -> tuple[Tensor, Tensor]:
     """Return integers of 8 bits around the middle, signed, and the step of each row."""
     return rounded.integers.bitwise_xor(128).view(torch.int8), rounded.scale[:, 0].contiguous()

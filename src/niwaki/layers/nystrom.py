@@ -86,5 +86,6 @@ def pseudo_inverse(matrix_BHLL: Tensor) -> Tensor:
 
 
 def _softmax(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """Return softmax(Q K') over the keys where the mask is true."""
-    return (query @ key.mT).masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    """Return softmax(Q K') over the keys where the mask is true; over all where it nowhere is: never over nothing."""
+    products = query @ key.mT
+    return products.masked_fill(~mask, torch.finfo(products.dtype).min).softmax(dim=-1)

@@ -198,11 +198,13 @@ def _is_linear(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """
     if isinstance(module, FactoredLinear | RelaxedLinear):
         return False
+    if not (inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point()):
+        return False  # before its weight is asked for: that of a table in two factors is a product, and would count
     weight = getattr(module, "weight", None)
-    if not (isinstance(weight, Tensor) and weight.dim() == 2 and inputs and isinstance(inputs[0], Tensor)):
+    if not (isinstance(weight, Tensor) and weight.dim() == 2):
         return False
     width = module.width if isinstance(module, Packed) else weight.shape[1]
-    return inputs[0].is_floating_point() and inputs[0].shape[-1] == width
+    return bool(inputs[0].shape[-1] == width)
 
 
 def _product_macs(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int:

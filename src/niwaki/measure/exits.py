@@ -1,6 +1,9 @@
-"""Where rows leave a model with exits, and how right it is about those that leave at each."""
+"""Where rows leave a model with exits, and how right it is about those that leave at each.
 
-# N rows, E exits
+A text that is read in windows leaves in parts: at each exit the share of its windows that leave there.
+"""
+
+# B batch, N rows, E exits, X exits and the end
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from niwaki.measure.asking import Tick, ask_in_batches
 from niwaki.measure.records import ExitRecord, ExitsRecord
 from niwaki.runtime import OUTCOMES, Worker
 from niwaki.runtime.artifact import Array, Batch
+from niwaki.runtime.outcomes import pooled
 from niwaki.runtime.rule import Rule
 from niwaki.task.metrics import score
 
@@ -23,19 +27,26 @@ if TYPE_CHECKING:
 Integers = npt.NDArray[np.integer[Any]]
 
 
-def route(worker: Worker, rows: Encoded, chosen: Integers, tick: Tick = lambda what: None) -> Array:
-    """Return (N, 2), the predicted class of each chosen row, and at which exit it left; E for the end."""
+def route(
+    worker: Worker, rule: Rule, rows: Encoded, chosen: Integers, tick: Tick = lambda what: None
+) -> tuple[Array, Array]:
+    """Return the predicted class of each chosen row, (N,), and which share of it left where, (N, X)."""
+    whole_XX = np.eye(len(rule.layers) + 1)
 
     def ask(batches: Sequence[Batch]) -> list[Array]:
         found = zip(batches, worker.classify(batches), strict=True)
-        return [np.stack([OUTCOMES["classes"](logits, batch), exits], axis=1) for batch, (logits, exits) in found]
+        return [
+            np.column_stack([OUTCOMES["classes"](logits_BC, batch), pooled(whole_XX[exits_B], batch, np.mean)])
+            for batch, (logits_BC, exits_B) in found
+        ]
 
-    return ask_in_batches(worker, rows, chosen, ask, tick)
+    answers = ask_in_batches(worker, rows, chosen, ask, tick)
+    return answers[:, 0].astype(np.int64), answers[:, 1:]
 
 
 def left_at(
     rule: Rule | None,
-    exits_N: Integers | None,
+    left_NX: Array | None,
     predictions_N: Integers,
     base_predictions_N: Integers,
     labels_N: Integers | None,
@@ -45,19 +56,19 @@ def left_at(
 
     Args:
         rule: by which they leave.
-        exits_N: at which each row left.
+        left_NX: which share of each row left at each exit, and went to the end: of a single row all of it, at one.
         predictions_N: of the model, class ids.
         base_predictions_N: of the base, for the same rows.
         labels_N: class ids.
         metric: "accuracy", "f1" or "mcc".
     """
-    if rule is None or exits_N is None or labels_N is None:
+    if rule is None or left_NX is None or labels_N is None:
         return None
     classes = max(2, 1 + int(max(ids.max() for ids in (predictions_N, base_predictions_N, labels_N))))
     records = []
     ends = (*zip(rule.layers, rule.thresholds, strict=True), (None, None))
     for exit, (layer, threshold) in enumerate(ends):
-        here_N = exits_N == exit
+        here_N = left_NX[:, exit] > 0
         some = bool(here_N.any())
         value, base_value = (
             score(metric, ids[here_N], labels_N[here_N], classes) if some else None
@@ -67,7 +78,7 @@ def left_at(
             ExitRecord(
                 layer=layer,
                 threshold=threshold,
-                share=float(here_N.mean()),
+                share=float(left_NX[:, exit].mean()),
                 count=int(here_N.sum()),
                 value=value,
                 base_value=base_value,

@@ -99,8 +99,8 @@ class ExitRecord(_Record):
     Attributes:
         layer: index of the layer that the exit stands behind; None of the end.
         threshold: at which a row is sure enough to leave; None of the end.
-        share: of the evaluation rows, 0 to 1.
-        count: number of those rows.
+        share: of the evaluation rows, 0 to 1; of a row that is read in windows, the share of those.
+        count: number of rows that left here, in part at least: a row in windows may leave at several exits.
         value: the task's metric on them alone, in percent; None where there are none.
         base_value: the base's, on the same rows.
     """

@@ -192,17 +192,18 @@ def measure_session(
         memory = [worker.peak_memory() for worker in workers]
         rows = _quality_rows(evaluation, plan, seed)
         answers = [
-            route(worker, own, rows, tick) if worker.rule else _predict(worker, own, rows, kind, tick)
+            route(worker, worker.rule, own, rows, tick)
+            if worker.rule
+            else (_predict(worker, own, rows, kind, tick), None)
             for worker, own in zip(workers, read, strict=True)
         ]
-        predictions = [found[:, 0] if worker.rule else found for worker, found in zip(workers, answers, strict=True)]
+        predictions = [found for found, _ in answers]
     against = {"base": subjects[base].name, "base_runtime": subjects[base].runtime}
     labels = None if evaluation.labels is None else evaluation.labels[rows]
     records = []
     for index, (subject, worker, own) in enumerate(zip(subjects, workers, read, strict=True)):
         ratio = ratio_over_rounds(latency_SRI[base], latency_SRI[index], mean=with_exits)
-        exits_N = answers[index][:, 1] if worker.rule else None
-        left = left_at(worker.rule, exits_N, predictions[index], predictions[base], labels, metric)
+        left = left_at(worker.rule, answers[index][1], predictions[index], predictions[base], labels, metric)
         mean = float(latency_SRI[index].mean()) if with_exits else None
         quality = paired_quality(predictions[base], predictions[index], labels, metric, seed=seed)
         timed = {

@@ -48,16 +48,32 @@ def read_recipes(
         words: the recipes, from the mildest to the strongest.
         names: of the parents.
         settings: values to set in each recipe: "steps[1].train.epochs=2".
-        strengths: a value of each recipe to be set to each of several: "steps[0].drop.keep_layers=6,4,3".
+        strengths: a value to be set to each of several, in the recipes that have such a place, of which there must be
+            one: "steps[0].drop.keep_layers=6,4,3".
     """
+    pairs = [_named(word) for word in words]
+    recipes = [Recipe.read(source).replaced(settings) for _, source in pairs]
+    several = [[one] for one in recipes] if strengths is None else _strengthened(recipes, strengths)
     given: dict[str, list[Recipe]] = {}
-    for word in words:
-        named = None if Path(word).exists() else re.fullmatch(rf"({NAME})=(.+)", word)
-        name, source = named.groups() if named else ("", word)
-        recipe = Recipe.read(source).replaced(settings)
-        given.setdefault(name, []).extend([recipe] if strengths is None else recipe.strengths(strengths))
+    for (name, _), members in zip(pairs, several, strict=True):
+        given.setdefault(name, []).extend(members)
     shared = given.pop("", None)
     return given | {name: shared for name in names if name not in given and shared}
+
+
+def _named(word: str) -> tuple[str, str]:
+    """Return the name of a parent, or none, and the recipe."""
+    named = None if Path(word).exists() else re.fullmatch(rf"({NAME})=(.+)", word)
+    return (named[1], named[2]) if named else ("", word)
+
+
+def _strengthened(recipes: Sequence[Recipe], strengths: str) -> list[list[Recipe]]:
+    """Return for each recipe its strengths, or itself where it has no such place; where none has, it is an error."""
+    placed = [recipe.has_place(strengths) for recipe in recipes]
+    return [
+        recipe.strengths(strengths) if there or not any(placed) else [recipe]
+        for recipe, there in zip(recipes, placed, strict=True)
+    ]
 
 
 def _read(recipes: Strengths) -> list[Recipe]:

@@ -100,6 +100,10 @@ class Recipe:
                 raise error.at(assignment) from None
         return recipe
 
+    def has_place(self, assignment: str) -> bool:
+        """Say whether the path of an assignment, as in `replaced`, leads somewhere in this recipe."""
+        return override.has_place(self.plain(), assignment)
+
     def strengths(self, assignment: str) -> list[Recipe]:
         """Return the recipe with one value set to each of several: "steps[0].drop.keep_layers=6,4,3"."""
         path, equals, values = assignment.partition("=")

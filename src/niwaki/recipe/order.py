@@ -57,7 +57,12 @@ def _check_together(together: Sequence[Technique], place: str) -> None:
                 fix=f"- {technique.name}",
                 place=f"{place}.together[{index}]",
             )
+        try:
+            technique.check_accompany()
+        except NiwakiError as error:
+            raise error.at(f"{place}.together[{index}]") from None
     _check_alone(together, place)
+    _check_held(together, place)
     _check_descent([technique for technique in together if technique.cuts != Grain.NONE], together, place)
 
 
@@ -72,6 +77,19 @@ def _check_alone(together: Sequence[Technique], place: str) -> None:
             f"{other.name} cuts {_word(other.cuts)}s of weights that {ties.name} is making one",
             expected=f"{ties.name} in one train with what cuts all its layers alike, or nothing, as distill",
             fix=f"{other.name} in a step of its own, {when} this train",
+            place=f"{place}.together",
+        )
+
+
+def _check_held(together: Sequence[Technique], place: str) -> None:
+    """Refuse what needs the model's weights to learn in a train that holds them."""
+    holder = next((technique for technique in together if technique.without_holding), None)
+    others = [one for one in together if one is not holder and one.cuts != Grain.BIT]
+    if holder is not None and others:
+        raise NiwakiError(
+            f"{others[0].name} needs the model to learn, and {holder.name} holds its weights",
+            expected=f"beside {holder.name} what packs into bits, or nothing",
+            fix=f"{holder.without_holding}, or {holder.name} in a train of its own, after this one",
             place=f"{place}.together",
         )
 
@@ -124,7 +142,8 @@ def _check_tied(steps: Sequence[Step]) -> None:
     """Refuse a step that cuts layers one by one that a step before it made share their weights."""
     tied = -1
     for index, step in enumerate(steps):
-        if tied >= 0 and not all(part.cuts_tied() for part in _parts(step)):
+        in_train = isinstance(step, Train)
+        if tied >= 0 and not all(part.cuts_tied(in_train=in_train) for part in _parts(step)):
             raise NiwakiError(
                 f"{_label(step)} cuts layer by layer, and steps[{tied}] ({_label(steps[tied])}) has made them share",
                 expected="cuts first, then what several layers share, bits last",

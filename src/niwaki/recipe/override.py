@@ -17,6 +17,26 @@ def assign(data: Any, assignment: str) -> Any:
     >>> assign({"steps": [{"train": {"epochs": 3}}]}, "steps.0.train.epochs=2")
     {'steps': [{'train': {'epochs': 2}}]}
     """
+    target, key, text = _place(data, assignment)
+    target[key] = dialect.load(text)
+    return data
+
+
+def has_place(data: Any, assignment: str) -> bool:
+    """Say whether the path of an assignment leads somewhere in `data`.
+
+    >>> has_place({"steps": [{"train": {"epochs": 3}}]}, "steps[0].drop.keep_layers=3")
+    False
+    """
+    try:
+        _place(data, assignment)
+    except NiwakiError:
+        return False
+    return True
+
+
+def _place(data: Any, assignment: str) -> tuple[Any, Any, str]:
+    """Return what an assignment sets a value in, under which key, and the value's text."""
     path, equals, text = assignment.partition("=")
     parts = re.findall(r"[^.\[\]\s]+", path)
     if not equals or not parts:
@@ -24,8 +44,7 @@ def assign(data: Any, assignment: str) -> Any:
     target = data
     for part in parts[:-1]:
         target = target[_key(target, part)]
-    target[_key(target, parts[-1], new=True)] = dialect.load(text)
-    return data
+    return target, _key(target, parts[-1], new=True), text
 
 
 def _key(target: Any, part: str, new: bool = False) -> Any:

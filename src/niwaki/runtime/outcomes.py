@@ -34,8 +34,13 @@ def classes(logits_BC: Array, batch: Batch) -> Array:
     return np.asarray(pooled(logits_BC, batch).argmax(axis=1))
 
 
-def pooled(logits_BC: Array, batch: Batch) -> Array:
+def pooled(logits_BC: Array, batch: Batch, over: Callable[..., Any] | None = None) -> Array:
     """Return the logits of each text, the mean or the largest of those of its windows, class by class.
+
+    Args:
+        logits_BC: or other numbers, of each window.
+        batch: says which text a window belongs to; where it does not, each row is a text.
+        over: takes the numbers of a text together; by default as the batch says.
 
     >>> windows = np.array([[0.0, 1.0], [4.0, 1.0], [2.0, 5.0]])  # the first text has one window, the second two
     >>> pooled(windows, {"mean_of": np.array([0, 1, 1])}).tolist()
@@ -43,10 +48,10 @@ def pooled(logits_BC: Array, batch: Batch) -> Array:
     >>> pooled(windows, {"max_of": np.array([0, 1, 1])}).tolist()
     [[0.0, 1.0], [4.0, 5.0]]
     """
-    for name, over in (("mean_of", np.mean), ("max_of", np.max)):
+    for name, usual in (("mean_of", np.mean), ("max_of", np.max)):
         if name in batch:
-            owners = batch[name]
-            return np.stack([over(logits_BC[owners == text], axis=0) for text in range(int(owners[-1]) + 1)])
+            owners, take = batch[name], over or usual
+            return np.stack([take(logits_BC[owners == text], axis=0) for text in range(int(owners[-1]) + 1)])
     return logits_BC
 
 

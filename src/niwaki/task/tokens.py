@@ -50,7 +50,7 @@ def encode_in_windows(rows: TextRows, tokenizer: Any, max_length: int, pool: Poo
     """Tokenize a split of single texts whole; those longer than `max_length` tokens will be read in windows."""
     if rows.pairs is not None:
         raise NiwakiError("long texts in windows, of pairs", expected="single texts", fix='long="truncate"')
-    windows = windows_of(tokenizer, rows.texts[0], max_length, pool)
+    windows = windows_of(tokenizer, rows.texts, max_length, pool)
     return replace(encode_rows(rows, tokenizer, sys.maxsize), windows=windows)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,10 +51,14 @@ class Windows:
         return [np.concatenate([head, text[start : start + room], tail]) for start in starts]
 
 
-def windows_of(tokenizer: Any, text: str, size: int, pool: Pool) -> Windows:
-    """Return windows with the special tokens that a tokenizer puts around a text."""
-    mask = tokenizer(text, return_special_tokens_mask=True, truncation=False, verbose=False)["special_tokens_mask"]
-    plain = np.flatnonzero(np.array(mask) == 0)
-    if not len(plain):
-        raise NiwakiError("the tokenizer finds no token in a text", expected="a text with a token of its own")
-    return Windows(size, int(plain[0]), len(mask) - 1 - int(plain[-1]), pool)
+def windows_of(tokenizer: Any, texts: Sequence[str], size: int, pool: Pool) -> Windows:
+    """Return windows with the special tokens that a tokenizer puts around the first text that is not blank."""
+    settings = {"return_special_tokens_mask": True, "truncation": False, "verbose": False}
+    for text in texts:
+        mask = tokenizer(text, **settings)["special_tokens_mask"]
+        plain = np.flatnonzero(np.array(mask) == 0)
+        if len(plain):
+            return Windows(size, int(plain[0]), len(mask) - 1 - int(plain[-1]), pool)
+    raise NiwakiError(
+        f"the tokenizer finds no token in any of {len(texts)} texts", expected="a text with a token of its own"
+    )

@@ -80,7 +80,7 @@ class Trim(Technique):
             raise ValueError(f"min_count is {self.min_count}, expected 1 where keep_tokens is a share")
         return self
 
-    def cuts_tied(self, meanwhile: bool = False) -> bool:
+    def cuts_tied(self, *, meanwhile: bool = False, in_train: bool = False) -> bool:
         """Say that the layers stay as they are."""
         return not meanwhile
 

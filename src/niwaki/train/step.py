@@ -181,6 +181,10 @@ class Fit:
         """Return the share of the training that is done, in [0, 1]."""
         return self.place.step / self.steps
 
+    def told(self, step: int) -> float:
+        """Return the progress that companions are told at a step, from 0: what is done before it, and 1 at the last."""
+        return 1.0 if step + 1 == self.steps else step / self.steps
+
     def batches(self) -> Iterator[tuple[int, np.ndarray, bool]]:
         """Yield (epoch, row indices, whether the epoch ends here) from the current place on."""
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
@@ -195,7 +199,7 @@ class Fit:
     def step(self, indices: np.ndarray) -> dict[str, float]:
         """Do one optimizer step and return the parts of the loss where they are logged, else nothing."""
         for companion in self.companions:
-            companion.step(self.progress)
+            companion.step(self.told(self.place.step))
         rise_and_fall = SCHEDULES[self.train.schedule]
         factor = rise_and_fall(self.progress, self.train.warmup) if self.place.step else 1.0 / max(1, self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -241,7 +245,7 @@ class Fit:
         metric = self.context.task.metric
         with self.average.in_place() if self.average is not None else contextlib.nullcontext():
             quality = score(metric, predict(self.model, selection, keep=OUTCOMES[outcome_of(metric)]), selection.labels)
-            ready = all(companion.ready(self.progress) for companion in self.companions)
+            ready = all(companion.ready(self.told(self.place.step - 1)) for companion in self.companions)
             rank = quality if higher_is_better(metric) else -quality
             best = ready and rank >= self.place.best and self.accelerator.is_main_process
             if best:

@@ -10,13 +10,14 @@ from torch import nn
 
 from niwaki.anatomy import Layer, anatomy_of, longest_read
 from niwaki.errors import NiwakiError
-from niwaki.layers.attention import mechanisms_of
+from niwaki.layers.attention import Mechanism, mechanisms_of
 from niwaki.layers.kinds import OF_DECODERS, SETTINGS, Kind
 from niwaki.surgery import extend_positions, swap_attention
+from niwaki.swapping import Coin, Curriculum, Pair, Schedule, Swapping
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.attend.break_even import LONGEST, Times, times_of
-from niwaki.techniques.attend.swapping import Swapping
-from niwaki.techniques.attend.transfer import transfer
+from niwaki.techniques.attend.exact import Exact
+from niwaki.techniques.attend.transfer import Swapped, transfer
 
 
 class Attend(Technique):
@@ -54,7 +55,11 @@ class Attend(Technique):
         length: of long rows the first so many tokens are learnt from; maps take memory by its square. 128 to 512.
         passes: over these rows. 2 to 10.
         learning_rate: of Adam, for features alone. 1e-3 to 1e-2.
-        end: inside `train`: the exact attention answers with probability 1 - progress / end; 0 is never.
+        end: inside `train`: until this progress a coin decides for each layer who answers, the exact attention or the
+            new one, which answers more and more often; 0 is never the exact one. 0.2 to 0.6.
+        coin: one for each layer and "batch", or for each layer and "example".
+        probability: of the new one at first, in [0, 1]. 0 to 0.5.
+        schedule: how that rises to 1 at `end`: "linear", "cosine", or "constant" until it jumps.
         allow_slower: go on where nothing gets faster.
 
     Raises:
@@ -91,6 +96,9 @@ class Attend(Technique):
     passes: int = Field(4, ge=1)
     learning_rate: float = Field(1e-2, gt=0, le=1)
     end: float = Field(0.0, ge=0, le=1)
+    coin: Coin = "batch"
+    probability: float = Field(0.0, ge=0, le=1)
+    schedule: Schedule = "linear"
     allow_slower: bool = False
 
     @model_validator(mode="after")
@@ -168,12 +176,19 @@ class Attend(Technique):
         layers = anatomy_of(model).layers
         if absent := sorted(set(self.keep) - set(range(len(layers)))):
             raise NiwakiError(f"keep has {absent}", expected=f"layers in 0..{len(layers) - 1}", place=self.name)
-        chosen = [layer for layer in layers if layer.index not in self.keep and layer.heads]
+        chosen = [layer for layer in layers if layer.index not in self.keep and layer.heads and not self._stands(layer)]
         if not chosen:
             raise NiwakiError(
-                "attend finds no attention to swap", expected="a layer with heads that keep leaves", place=self.name
+                "attend finds no attention to swap",
+                expected="a layer with heads that keep leaves, and that does not attend like this already",
+                place=self.name,
             )
         return chosen
+
+    def _stands(self, layer: Layer) -> bool:
+        """Say whether the layer attends like this already: what it has learnt stays."""
+        mechanism = getattr(layer.attention, "mechanism", None)
+        return isinstance(mechanism, Mechanism) and mechanism.form == (self.by, self.settings)
 
     def _times(self, layer: Layer, longest: int) -> Times:
         settings = tuple(self.settings.items())
@@ -181,18 +196,25 @@ class Attend(Technique):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Lengthen the positions, swap the attentions, and teach them."""
+        self._swap(model, context)
+        return model
+
+    def _swap(self, model: nn.Module, context: Context) -> Swapped:
+        """Do what `apply` does; return the attentions that are new."""
         self.check(model)
         if self.positions is not None and self.positions > longest_read(model):
             extend_positions(model, tokens=self.positions, fill=self.fill)
             context = context.as_read_by(model)
         self._check_texts(model, context)
+        before = [mechanism for _, mechanism in mechanisms_of(model)]
         for layer in self._chosen(model):
             swap_attention(model, layer=layer.index, by=self.by, **self.settings)
-        self._teach(model, context)
-        return model
+        swapped = [(place, one) for place, one in mechanisms_of(model) if all(one is not old for old in before)]
+        self._teach(model, swapped, context)
+        return swapped
 
-    def accompany(self, model: nn.Module, context: Context) -> Companion:
-        """Swap the attentions and teach them; then all learns together."""
+    def check_accompany(self) -> None:
+        """Refuse to lengthen what is read while it is read."""
         if self.positions is not None:
             raise NiwakiError(
                 f"positions is {self.positions} inside train, which has read its texts already",
@@ -200,7 +222,14 @@ class Attend(Technique):
                 fix=f"- attend: {{positions: {self.positions}}}",
                 place=self.name,
             )
-        return Swapping(self.apply(model, context), self.end, context.seed)
+
+    def accompany(self, model: nn.Module, context: Context) -> Companion:
+        """Swap the attentions and teach them; then all learns together."""
+        self.check_accompany()
+        swapped = self._swap(model, context)
+        pairs = [Pair(mechanism, [Exact(mechanism)]) for _, mechanism in swapped] if self.end else []
+        curriculum = Curriculum(self.schedule, self.probability, self.end)
+        return Swapping(pairs, curriculum, coin=self.coin, seed=context.seed)
 
     def _check_texts(self, model: nn.Module, context: Context) -> None:
         """Say from which length on it pays, and refuse texts that would not get faster."""
@@ -228,13 +257,17 @@ class Attend(Technique):
                 fix="allow_slower: true, if longer texts than these will come",
                 place=self.name,
             )
+        pays = f"{self.by} attention pays from about {times.break_even:.0f} tokens on in PyTorch on this machine"
+        context.log({"event": "note", "note": f"{pays}, and attends to the training texts {speedup:.2g} times as fast"})
 
-    def _teach(self, model: nn.Module, context: Context) -> None:
+    def _teach(self, model: nn.Module, swapped: Swapped, context: Context) -> None:
         """Teach features what exact attention does, where there are any."""
-        learns = any(True for _, mechanism in mechanisms_of(model) for _ in mechanism.parameters())
+        learns = any(True for _, mechanism in swapped for _ in mechanism.parameters())
         match = self.match or ("outputs" if self.by == "hybrid" else "maps")
         if match == "nothing" or not learns:
             return
         batches = list(context.calibration_batches(self.examples, batch_size=8, length=self.length))
-        first, last = transfer(model, batches, match=match, passes=self.passes, learning_rate=self.learning_rate)
+        first, last = transfer(
+            model, swapped, batches, match=match, passes=self.passes, learning_rate=self.learning_rate
+        )
         context.log({"event": "attention-transfer", "match": match, "first_pass": first, "last_pass": last})

@@ -12,21 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.calibrate import frozen, inputs_of
-from niwaki.layers.attention import Mechanism, apart, mechanisms_of
+from niwaki.layers.attention import Mechanism, apart
 from niwaki.layers.linear_attention import LinearAttention
 from niwaki.losses import scaled_squares
 
 Match = Literal["maps", "outputs"]
 Batch = dict[str, Tensor]
+#: Attention modules, and the mechanisms that were put into them.
+Swapped = Sequence[tuple[nn.Module, Mechanism]]
 
 
 def transfer(
-    model: nn.Module, batches: Sequence[Batch], *, match: Match, passes: int, learning_rate: float
+    model: nn.Module, swapped: Swapped, batches: Sequence[Batch], *, match: Match, passes: int, learning_rate: float
 ) -> tuple[list[float], list[float]]:
-    """Train the weights of the new attentions alone, each on what comes into its layer in the exact model.
+    """Train the weights of the new attentions alone, each on what comes into its layer while they answer exactly.
 
     Args:
-        model: with attentions swapped; those that learn nothing are passed over.
+        model: whose attentions were swapped.
+        swapped: the new ones; those that have nothing to learn are passed over.
         batches: padded, with an attention mask.
         match: "maps" or "outputs", see `difference`.
         passes: over the batches.
@@ -35,7 +38,7 @@ def transfer(
     Returns:
         The losses of each attention over the first pass and over the last, means over batches.
     """
-    with frozen(model), matching(model, match) as students:
+    with frozen(model), matching(swapped, match) as students:
         learning = [parameter for one in students for parameter in one.own.parameters()]
         for parameter in learning:
             parameter.requires_grad_(True)
@@ -62,9 +65,9 @@ def _one_pass(
 
 
 @contextlib.contextmanager
-def matching(model: nn.Module, match: Match) -> Iterator[list[Matching]]:
+def matching(swapped: Swapped, match: Match) -> Iterator[list[Matching]]:
     """Let every attention that can learn answer exactly, and note how far it would have been off by itself."""
-    places = [(place, one) for place, one in mechanisms_of(model) if any(True for _ in one.parameters())]
+    places = [(place, one) for place, one in swapped if any(True for _ in one.parameters())]
     students = [Matching(one, match) for _, one in places]
     for (place, _), student in zip(places, students, strict=True):
         place.mechanism = student

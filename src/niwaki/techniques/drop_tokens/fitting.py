@@ -89,6 +89,15 @@ def share_for(mean: float, layers: int) -> float:
     return high
 
 
+def least_share(lengths_N: Array, from_length: int = 0) -> float:
+    """Return of all tokens in all layers those left where all go that may: a row's first stays, and a short row.
+
+    >>> least_share(np.array([10, 2, 4]), from_length=3)
+    0.25
+    """
+    return float(np.where(lengths_N < from_length, lengths_N, 1).sum() / lengths_N.sum())
+
+
 @dataclass(frozen=True)
 class Labels:
     """Hold the rows' labels, and how predictions are judged by them."""
@@ -129,7 +138,12 @@ class Point:
 
 
 def curve_of(
-    model: nn.Module, schedule: Schedule, rows: Encoded, metric: str, also: Sequence[float] = ()
+    model: nn.Module,
+    schedule: Schedule,
+    rows: Encoded,
+    metric: str,
+    also: Sequence[float] = (),
+    few: float = FEW,
 ) -> tuple[Labels, list[Point]]:
     """Return the rows' labels, and what strengths give, the most careful first: the one at which no token goes.
 
@@ -139,6 +153,7 @@ def curve_of(
         rows: on which it is asked.
         metric: of the task.
         also: strengths to be tried in any case.
+        few: mean share of tokens at which no stronger threshold is tried.
     """
     tried = candidates(model, schedule, rows)
     strengths = sorted({0.0, *tried, *also})
@@ -154,7 +169,7 @@ def curve_of(
         )
         points.append(point)
         doubled = round(np.log2(strength / tried[-1])) if strength else 0
-        if not strengths and schedule.by == "threshold" and said.mean > FEW and doubled < DOUBLINGS:
+        if not strengths and schedule.by == "threshold" and said.mean > few and doubled < DOUBLINGS:
             strengths.append(2.0 * strength)
     assert labels is not None
     return labels, points
@@ -199,12 +214,4 @@ def _scores(model: nn.Module, schedule: Schedule, rows: Encoded) -> Array:
     watching: dict[str, nn.Module] = {name: one for name, one in droppers.items() if isinstance(one, TokenDropper)}
     with watched(watching, see), dropping(model, "masked"):
         token_shares(model, rows)
-    if not found:
-        raise NiwakiError(
-            f"from_length is {schedule.from_length}, and the longest of {len(rows)} selection rows has "
-            f"{int(rows.lengths.max())} tokens: none is dropped",
-            expected="texts as long as those that will come",
-            fix=f"from_length: {int(rows.lengths.max()) // 2}, or longer texts",
-            place="drop-tokens",
-        )
     return np.concatenate(found)

@@ -14,8 +14,18 @@ from niwaki.layers.dropping import By
 from niwaki.limit import Limit
 from niwaki.surgery import drop_tokens, require_droppable
 from niwaki.surgery.dropping import levels_of, stand_droppers
+from niwaki.task import Encoded
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.drop_tokens.fitting import Labels, Point, Schedule, curve_of, rising, share_for
+from niwaki.techniques.drop_tokens.fitting import (
+    FEW,
+    Labels,
+    Point,
+    Schedule,
+    curve_of,
+    least_share,
+    rising,
+    share_for,
+)
 from niwaki.techniques.drop_tokens.training import Fading, Narrowing
 from niwaki.trade_off import bound_of, first_within_cost, within_drop
 
@@ -48,7 +58,8 @@ class DropTokens(Technique):
         keep: the share of all tokens in all layers that is to be left in the mean, in (0, 1]; 0.3 to 0.8.
         allowed_drop: points of the task's metric that may be lost on the selection rows, against the same model with
             all tokens. As a step, 1 where neither this nor `keep` is given; in train, thresholds stay as learnt then.
-        confidence: with which the drop is to be within `allowed_drop` on new rows like these, in (0.5, 1).
+        confidence: with which the drop is to be within `allowed_drop` on new rows like these, in (0.5, 1). In train it
+            wants `allowed_drop` beside it.
         from_length: a row with fewer tokens in front of a layer keeps all of them there; 0 to 128.
         end: inside `train`: progress at which the soft mask becomes a hard one, and shares have fallen. 0.2 to 0.6.
         penalty: inside `train`, by threshold: weight of the mean of the mask in the loss. 0.01 to 0.2.
@@ -57,7 +68,8 @@ class DropTokens(Technique):
 
     Raises:
         NiwakiError: the model's head reads other tokens than the first, it repeats its layers, has exits, or attends
-            otherwise than by a softmax; as a step, no token may go within the limit, or too few can for `keep`.
+            otherwise than by a softmax; no selection row has `from_length` tokens, or their first tokens alone are more
+            than `keep`; as a step, no token may go within the limit, or too few do for `keep`.
 
     Composes with: distill of logits, prune, replace, share, factor and quantize in the same train; drop before it;
         anything else before it but exit and attend. After the last fit no step may follow, for it would be the fit of
@@ -105,6 +117,23 @@ class DropTokens(Technique):
         """Refuse a model whose layers must all see every token."""
         require_droppable(model)
 
+    def check_accompany(self) -> None:
+        """Refuse a training that would not know how many tokens to learn for, or what a confidence is of."""
+        if self.by == "share" and self.keep is None:
+            raise NiwakiError(
+                "drop-tokens by share inside train without keep",
+                expected="the share of all tokens in all layers to learn for",
+                fix="keep: 0.5, or by: threshold, which is learnt",
+                place=self.name,
+            )
+        if self.confidence is not None and self.allowed_drop is None:
+            raise NiwakiError(
+                f"confidence is {self.confidence:g} inside train without allowed_drop: thresholds stay as learnt",
+                expected="the drop that it is to be the confidence of",
+                fix=f"allowed_drop: {USUAL_DROP:g} beside it",
+                place=self.name,
+            )
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Fit levels to the model as it is now: those it has, made stronger or weaker, or new ones."""
         self.check(model)
@@ -118,20 +147,18 @@ class DropTokens(Technique):
                 fix=f"allowed_drop: {max(0.1, 2 * self.limit.allowed):.2g}, or drop-tokens inside train",
                 place=self.name,
             )
+        if self._misses(chosen):
+            raise self._too_many(chosen.mean_cost)
         return model
 
     def accompany(self, model: nn.Module, context: Context) -> Companion:
         """Let the thresholds be learnt, or the shares fall, while all learns."""
+        self.check_accompany()
         self.check(model)
+        self._rows(context)  # refused before the hours are spent
         layers = anatomy_of(model).num_layers
         if self.by == "share":
-            if self.keep is None:
-                raise NiwakiError(
-                    "drop-tokens by share inside train without keep",
-                    expected="the share of all tokens in all layers to learn for",
-                    fix="keep: 0.5, or by: threshold, which is learnt",
-                    place=self.name,
-                )
+            assert self.keep is not None
             share = share_for(self.keep, layers)
 
             def settle(trained: nn.Module) -> nn.Module:
@@ -173,11 +200,11 @@ class DropTokens(Technique):
             schedule: what a strength means.
             own: the strength to take, where it is known; None chooses it by `keep` or `allowed_drop`.
         """
-        _, rows = context.data.selection(context.seed)
+        rows = self._rows(context)
         also = [] if own is None else [own]
         if own is None and self.keep is not None and schedule.by == "share":
             also = [1.0 - share_for(self.keep, len(schedule.shape) + 1)]
-        labels, points = curve_of(model, schedule, rows, context.task.metric, also)
+        labels, points = curve_of(model, schedule, rows, context.task.metric, also, few=min(FEW, self.keep or FEW))
         chosen = next((point for point in points if point.strength == own), None)
         if chosen is None:
             chosen = self._choose(labels, points, context)
@@ -185,19 +212,39 @@ class DropTokens(Technique):
         self._tell(labels, points, chosen, context, own)
         return chosen
 
-    def _choose(self, labels: Labels, points: list[Point], context: Context) -> Point:
-        if self.keep is None:
-            return within_drop(labels, points, self.limit, context.seed)
-        found = first_within_cost(points, self.keep)
-        if found is None:
-            least = points[-1].mean_cost
+    def _rows(self, context: Context) -> Encoded:
+        """Return the selection rows, or refuse those of which no token can go, or fewer than are to."""
+        _, rows = context.data.selection(context.seed)
+        longest = int(rows.lengths.max(initial=0))
+        if longest < max(2, self.from_length):
             raise NiwakiError(
-                f"keep is {self.keep:g}, and {least:.3g} of the tokens in all layers are left where most are dropped",
-                expected=f"a share in [{least:.3g}, 1], or longer texts",
-                fix=f"keep: {(1 + least) / 2:.2g}",
+                f"from_length is {self.from_length}, and the longest of {len(rows)} selection rows has {longest} "
+                "tokens: none is dropped",
+                expected="texts as long as those that will come",
+                fix=f"from_length: {longest // 2}, or longer texts",
                 place=self.name,
             )
-        return found
+        least = least_share(rows.lengths, self.from_length)
+        if self.keep is not None and self.keep < least:
+            raise self._too_many(least)
+        return rows
+
+    def _choose(self, labels: Labels, points: list[Point], context: Context) -> Point:
+        """Return the point within the limit; where none is within `keep`, the one of fewest tokens."""
+        if self.keep is None:
+            return within_drop(labels, points, self.limit, context.seed)
+        return first_within_cost(points, self.keep) or points[-1]
+
+    def _misses(self, point: Point) -> bool:
+        return self.keep is not None and first_within_cost([point], self.keep) is None
+
+    def _too_many(self, least: float) -> NiwakiError:
+        return NiwakiError(
+            f"keep is {self.keep:g}, and {least:.3g} of the tokens in all layers are left where most are dropped",
+            expected=f"a share in [{least:.3g}, 1], or longer texts",
+            fix=f"keep: {(1 + least) / 2:.2g}",
+            place=self.name,
+        )
 
     def _tell(self, labels: Labels, points: list[Point], chosen: Point, context: Context, own: float | None) -> None:
         """Log the curve and which point was taken."""
@@ -216,5 +263,8 @@ class DropTokens(Technique):
                 "curve": [point.told() for point in points],
             }
         )
+        if self._misses(chosen):
+            left = f"{chosen.mean_cost:.3g} of the tokens in all layers are left"
+            context.log({"event": "note", "note": f"keep is {self.keep:g}, and {left}"})
         if chosen.mean_cost == 1.0:
             context.log({"event": "note", "note": "within the limit no token is dropped"})

@@ -43,7 +43,8 @@ class Exit(Technique):
 
     Args:
         after: how many exits, spread evenly over the depth; or after which layers: indices from 0, ascending, without
-            the last one. A family that repeats one layer counts its runs. By default 2, and 1 in fewer than 4 layers.
+            the last one. A family that repeats one layer counts its runs. Those that the model has stay; by default
+            there are no others beside them, and where it has none 2, or 1 in fewer than 4 layers.
         by: what is compared with the threshold. "entropy", 1 less the entropy over that of equal probabilities;
             "probability", the highest one; "patience", the number of heads in a row that agree, which wants many exits.
         training: "joint" trains the model and its heads on the labels, a head's loss weighing as much as its depth is
@@ -54,15 +55,17 @@ class Exit(Technique):
             1 where neither this nor `mean_cost` is given. 0.2 to 1.
         mean_cost: the mean share of the layers that a text is to run through, in (0, 1], in place of a limit on the
             drop; embeddings and heads are not counted.
-        confidence: with which the drop is to be within `allowed_drop` on new rows like these, in (0.5, 1); by default
-            it is what was counted on the rows, which is off by chance as often up as down.
+        confidence: with which the drop is to be within `allowed_drop` on new rows like these, in (0.5, 1); what is
+            lost by no row at hand may be lost by others, so a limit near 0 wants many. By default the drop is what was
+            counted on the rows, which flatters: the cheapest point within the limit is as a rule one that was lucky.
 
     Raises:
         NiwakiError: the model has no head that reads the first token, or not so many layers; as a step: it has no
             exits, or no text may leave within the limit.
 
-    Composes with: distill, prune, replace, share, factor and quantize in the same train; drop before it; anything else
-        before it. After the last fit no step may follow, for it would be the fit of another model.
+    Composes with: distill, prune, replace, share, factor and quantize in the same train, and where the model is held
+        quantize alone, for the others need it to learn; drop before it; anything else before it. After the last fit no
+        step may follow, for it would be the fit of another model.
 
     References:
         Xin et al. 2020, DeeBERT, sections 3.1 and 3.2 (frozen, entropy). Zhou et al. 2020, BERT Loses Patience
@@ -128,6 +131,11 @@ class Exit(Technique):
         return layers
 
     @property
+    def without_holding(self) -> str:
+        """Return what is to be written where the model is held while its heads learn."""
+        return "" if self.training == "joint" else "training: joint"
+
+    @property
     def without_dropping(self) -> str:
         """Return what is to be written: it runs the model in parts that each read the whole text."""
         return "exit or drop-tokens, not both"
@@ -148,8 +156,9 @@ class Exit(Technique):
         """Add the exits that are not there, and let all learn."""
         self.check(model)
         there, depth = exits_of(model), anatomy_of(model).depth
-        for layer in self.spread(depth):
-            if there is None or layer not in there.layers:
+        standing = () if there is None else there.layers
+        for layer in self.spread(depth) if self.after is not None or not standing else ():
+            if layer not in standing:
                 add_exit(model, layer=layer, width=self.width)
         if self.mean_cost is not None:  # told before the hours are spent
             check_cost(self.mean_cost, (require_exits(model).layers[0] + 1) / depth)

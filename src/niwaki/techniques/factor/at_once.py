@@ -19,7 +19,7 @@ from niwaki.technique import Context
 from niwaki.techniques.factor.ranks import Ranks
 from niwaki.techniques.factor.truncate import Spectrum, by_fisher, by_size, refitted, spectrum
 
-#: Rows whose gradients are summed before they are squared.
+#: Rows of which the mean gradient is squared.
 BATCH = 8
 
 
@@ -36,7 +36,11 @@ def metrics(model: nn.Module, names: Sequence[str], by: str, context: Context, e
 
 
 def weight_fisher(model: nn.Module, names: Sequence[str], context: Context, examples: int) -> dict[str, Tensor]:
-    """Return the empirical Fisher information of each weight (O, I): the sum over batches of (dL/dw)^2."""
+    """Return what stands in for the Fisher information of each weight (O, I): the sum over batches of (dL/dw)^2.
+
+    L is the mean loss of the rows in a batch. Fisher's would square the gradient of each row; in the square of a mean,
+    gradients of rows that point apart cancel.
+    """
     weights = {name: linear_at(model, name).weight for name in names}
     fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     with frozen(model):
@@ -59,8 +63,8 @@ def losses_by_rank(
 ) -> dict[str, Tensor]:
     """Return for each matrix (K + 1,) what 0, 1, ..., K ranks cost: the share lost, times what the whole is worth.
 
-    A matrix is worth the sum over its weights of F w^2, with F the Fisher information: twice the loss's growth without
-    it, to second order.
+    A matrix is worth the sum over its weights of F w^2, with F as in `weight_fisher`. By the Fisher information itself
+    that would be twice the loss's growth without the matrix, to second order.
     """
     worth = {
         name: float((fisher_OI * linear_at(model, name).weight.detach().square()).sum())

@@ -48,8 +48,10 @@ class Shape:
     def at_share(self, keep: float, multiple_of: int) -> int | None:
         """Return the rank of this share of the parameters, rounded down to a multiple; None where none pays.
 
-        >>> Shape(384, 1536).at_share(0.5, multiple_of=8)
-        152
+        It is one multiple at least, and then more than the share.
+
+        >>> Shape(384, 1536).at_share(0.5, multiple_of=8), Shape(384, 384).at_share(0.1, multiple_of=64)
+        (152, 64)
         """
         return self.paying(max(1, int(keep * self.break_even) // multiple_of) * multiple_of)
 

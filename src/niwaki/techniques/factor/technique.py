@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.factored import FactoredEmbedding, FactoredLinear
+from niwaki.layers.relaxed import RelaxedLinear
 from niwaki.packable import check_patterns
 from niwaki.surgery import factor_embedding, firsts_of, refuse_tied, tied_names, word_table
+from niwaki.swapping import Coin
 from niwaki.technique import Companion, Context, Grain, Technique
 from niwaki.techniques.factor import ranks as rank_of
 from niwaki.techniques.factor.at_once import factor_now, linear_at, losses_by_rank, spectra_of
@@ -36,11 +38,12 @@ class Factor(Technique):
 
     What is lost is the rest of a singular value decomposition W S = U diag(s) V^T, cut to its first R values: A = V^T
     S^-1 and B = U diag(s), and the sum of the other s^2 is the error ||(W - B A) S||^2. `by` chooses S: "svd" the
-    identity (the error of the weights); "fisher" diag(sqrt(sum over outputs of F)), with F = E[(dL/dW)^2] the Fisher
-    information; "asvd" diag(x^0.5), with x the size of each input; "whitened" a root of X^T X, with X the inputs over
-    calibration rows, which makes it the error of what the linear puts out. By "asvd" and "whitened" layers are taken in
-    order, on the inputs that the layers before, factored, put out; by "whitened", B is then fitted to what the linear
-    put out before anything was cut, by least squares.
+    identity (the error of the weights); "fisher" diag(sqrt(sum over outputs of F)), with F the sum of (dL/dW)^2 over
+    batches of 8 rows, in the place of the Fisher information, which squares row by row; "asvd" diag(x^0.5), with x the
+    size of each input; "whitened" a root of X^T X, with X the inputs over calibration rows, which makes it the error of
+    what the linear puts out. By "asvd" and "whitened" layers are taken in order, on the inputs that the layers before,
+    factored, put out; by "whitened", B is then fitted to what the linear put out before anything was cut, by least
+    squares.
 
     Inside `train` pair and residual stand side by side, W = B A + fade (W - B A): A and B learn from the first step on,
     and the residual fades with 1 - fade = 1 - (1 - p)^3 for p = (progress - begin) / (end - begin).
@@ -58,9 +61,12 @@ class Factor(Technique):
         modules: "attention", "feed-forward", and dotted names of linears, or patterns with * and ?.
         skip: dotted names, or patterns, of linears that stay whole.
         embedding: rank of the word table, a whole number, or share of its parameters that stays, a fraction. 64 to 128.
-        multiple_of: ranks that follow from shares are rounded down to a multiple; int8 kernels want 32 or 64.
+        multiple_of: ranks that follow from shares are rounded down to a multiple, but never below one multiple; int8
+            kernels want 32 or 64.
         examples: training rows to look at. 256 to 2048.
         begin, end: progress of the training, in [0, 1], at which the residual begins to fade, and is gone.
+        coin: of module replacing: the residual stands in full or not at all, with fade as its probability, as one coin
+            for each matrix and "batch", or each matrix and "example", decides; by default it fades.
 
     Raises:
         NiwakiError: no matrix would get smaller, a budget below the smallest ranks, a pattern that matches nothing, or
@@ -94,6 +100,7 @@ class Factor(Technique):
     examples: int = Field(512, ge=1)
     begin: float = Field(0.05, ge=0, le=1)
     end: float = Field(0.5, ge=0, le=1)
+    coin: Coin | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Factor:
@@ -108,9 +115,9 @@ class Factor(Technique):
         """Say whether anything but the word table is factored."""
         return self.rank is not None or self.keep < 1.0
 
-    def cuts_tied(self, meanwhile: bool = False) -> bool:
-        """Say that layers which share a matrix share its factors."""
-        return not meanwhile
+    def cuts_tied(self, *, meanwhile: bool = False, in_train: bool = False) -> bool:
+        """Say that layers which share a matrix share its factors, where these are made at once."""
+        return not meanwhile and not (in_train and self.cuts_linears)
 
     def check(self, model: nn.Module) -> None:
         """Refuse, before any work begins, what this model cannot give."""
@@ -146,7 +153,7 @@ class Factor(Technique):
         return {name: Shape(*linears[name].weight.shape) for name in firsts_of(model, whole)}
 
     def _check_chosen(self, model: nn.Module, chosen: set[str], linears: set[str]) -> None:
-        """Refuse what is packed, a head that is the word table, and no linear at all; what is a pair already stays."""
+        """Refuse what is no plain linear, a head that is the word table, and no linear at all; pairs stay pairs."""
         tied = tied_names(model)
         if tied is not None and tied[0] in chosen:
             raise NiwakiError(
@@ -157,14 +164,15 @@ class Factor(Technique):
             )
         for name in sorted(chosen - linears):
             module = model.get_submodule(name)
-            whole = isinstance(module, nn.Linear | FactoredLinear)  # or a linear without rows
-            if not whole:
-                raise NiwakiError(
-                    f"{name} is a {type(module).__name__}",
-                    expected="a linear that is not packed into bits yet",
-                    fix="factor before quantize and cluster",
-                    place=self.name,
-                )
+            if isinstance(module, nn.Linear | FactoredLinear):  # a linear without rows
+                continue
+            relaxed = isinstance(module, RelaxedLinear)
+            raise NiwakiError(
+                f"{name} is a {type(module).__name__}",
+                expected="a linear " + ("without a difference of its own" if relaxed else "not packed into bits yet"),
+                fix="rank: 0 in share" if relaxed else "factor before quantize and cluster",
+                place=self.name,
+            )
         if not chosen & linears:
             raise NiwakiError(
                 "factor finds no linear that is whole",
@@ -240,7 +248,8 @@ class Factor(Technique):
                 pairs[name] = FactoredLinear.of(*(half.to(weight) for half in one.pair(cast(int, chosen[name]))))
         if self.embedding is not None:
             name, pairs[name], head = self._table(model, context)
-        return Gradual(model, pairs, head, begin=self.begin, end=self.end, log=context.log)
+        swaps: dict[str, Any] = {"begin": self.begin, "end": self.end, "coin": self.coin, "seed": context.seed}
+        return Gradual(model, pairs, head, **swaps, log=context.log)
 
     def _table(self, model: nn.Module, context: Context) -> tuple[str, FactoredEmbedding, str | None]:
         """Return the name of the word table, its factors, and the name of the head that is tied to it."""

@@ -222,7 +222,7 @@ class Prune(Technique):
         """Say whether the method works inside a training."""
         return self.by not in ONLY_AT_ONCE
 
-    def cuts_tied(self, meanwhile: bool = False) -> bool:
+    def cuts_tied(self, *, meanwhile: bool = False, in_train: bool = False) -> bool:
         """Say whether units go for all layers that share them: by gates, yes."""
         weights_there = not (meanwhile and self.by == "magnitude")  # in a training they stand in two parts
         return "weights" not in self.cut and self.by not in (*METHODS, "hard-concrete") and weights_there

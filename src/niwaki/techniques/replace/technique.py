@@ -11,8 +11,9 @@ from niwaki.anatomy import anatomy_of
 from niwaki.errors import NiwakiError
 from niwaki.layers.either import frozen_copies, is_successor
 from niwaki.surgery import refuse_tied, ties_of
+from niwaki.swapping import Coin, Curriculum, Pair, Schedule
 from niwaki.technique import Companion, Context, Grain, Technique
-from niwaki.techniques.replace.companion import Curriculum, Pair, Replacing
+from niwaki.techniques.replace.companion import Hold, Replacing
 from niwaki.techniques.replace.successors import (
     Runs,
     check_alike,
@@ -45,13 +46,13 @@ class Replace(Technique):
         probability: p at the beginning, in [0, 1]. 0.3 to 0.5.
         schedule: how p rises from there to 1 at `end`: "linear", "cosine", or "constant" until it jumps.
         end: progress of the training, in (0, 1], from which on p is 1. 0.5 to 0.8.
-        hold: when all weights but the successors' are held as they are (embeddings, head, layers not replaced):
-            "until-end", "always" or "never".
+        hold: when all weights but the successors' are held as they are (embeddings, head, layers not replaced; not what
+            other techniques add to the model): "until-end", "always" or "never".
         multiple_of: the number of neurons is rounded to a multiple; int8 kernels want 32 or 64.
         examples: training rows to look at, for `keep_neurons` and for `start` "best". 64 to 512.
 
     Raises:
-        NiwakiError: the runs are not those of the model, or nothing would be replaced.
+        NiwakiError: the runs are not those of the model, or keep_neurons removes none.
 
     Composes with: distill (its `hidden_layers` "uniform" matches the ends of even runs); prune of units or weights, and
         cluster, in the same train; quantize after it.
@@ -70,11 +71,11 @@ class Replace(Technique):
     keep_layers: int | tuple[tuple[int, ...], ...] | None = None
     keep_neurons: float = Field(1.0, gt=0, le=1)
     start: Literal["first", "last", "mean", "best", "lowest"] = "first"
-    coin: Literal["batch", "example"] = "batch"
+    coin: Coin = "batch"
     probability: float = Field(0.5, ge=0, le=1)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Schedule = "linear"
     end: float = Field(0.6, gt=0, le=1)
-    hold: Literal["until-end", "always", "never"] = "until-end"
+    hold: Hold = "until-end"
     multiple_of: int = Field(32, ge=1)
     examples: int = Field(256, ge=1)
 
@@ -104,7 +105,7 @@ class Replace(Technique):
         """Return LAYER where runs of layers are replaced, else UNIT."""
         return Grain.UNIT if self.keep_layers is None else Grain.LAYER
 
-    def cuts_tied(self, meanwhile: bool = False) -> bool:
+    def cuts_tied(self, *, meanwhile: bool = False, in_train: bool = False) -> bool:
         """Say whether layers are taken as they are; their neurons, and means of them, are made one by one."""
         return not meanwhile and self.keep_neurons == 1.0 and self.start != "mean"
 
@@ -166,8 +167,8 @@ class Replace(Technique):
             for layer, predecessor, chosen in zip(anatomy_of(model).layer_list, whole, is_replaced, strict=True)
             if chosen
         ]
-        curriculum = Curriculum(self.schedule, self.probability, self.end, self.hold)
-        return Replacing(model, pairs, curriculum, coin=self.coin, seed=context.seed)
+        curriculum = Curriculum(self.schedule, self.probability, self.end)
+        return Replacing(model, pairs, curriculum, hold=self.hold, coin=self.coin, seed=context.seed)
 
     def _check_replaced(self, is_replaced: list[bool]) -> None:
         if not any(is_replaced):

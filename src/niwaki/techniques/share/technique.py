@@ -53,7 +53,8 @@ class Share(Technique):
         examples: training rows that "best" and "least-squares" look at. 64 to 512.
 
     Raises:
-        NiwakiError: there are not so many layers, layers of a group have other shapes, or ranks eat up what is saved.
+        NiwakiError: there are not so many layers, no two share, layers of a group have other shapes, or ranks eat up
+            what is saved.
 
     Composes with: distill in the same train, and prune of units, which go for all layers that share them; drop and trim
         before it or after it; factor, quantize and cluster after it, which factor or pack a shared weight once.
@@ -83,11 +84,15 @@ class Share(Technique):
     examples: int = Field(128, ge=1)
 
     @model_validator(mode="after")
-    def _each_once(self) -> Share:
+    def _sound(self) -> Share:
         if isinstance(self.groups, tuple):
             named = [index for group in self.groups for index in group]
             if len(named) != len(set(named)) or min(named, default=0) < 0:
                 raise ValueError("groups are lists of layers from 0, each layer in one of them: [[0, 1], [2, 3]]")
+            if not any(len(group) > 1 for group in self.groups):
+                raise ValueError("no two layers stand in one of the groups, and nothing is shared: [[0, 1], [2, 3]]")
+        if self.by != "neighbours" and not isinstance(self.groups, int):
+            raise ValueError(f"by {self.by} forms a number of groups: leave by, or write a number as in groups: 3")
         return self
 
     def check(self, model: nn.Module) -> None:
@@ -137,7 +142,7 @@ class Share(Technique):
         return [role for part in parts for role in ROLES[part] if getattr(anatomy_of(model).family, role)]
 
     def grouped(self, model: nn.Module) -> grouping.Groups:
-        """Return the layers that share, one list a group, without those that share with none."""
+        """Return the layers that share, one list a group, without those that share with none; or refuse."""
         count = anatomy_of(model).num_layers
         named = [index for group in self.groups for index in group] if isinstance(self.groups, tuple) else []
         number = self.groups if isinstance(self.groups, int) else max(named, default=0) + 1
@@ -145,7 +150,15 @@ class Share(Technique):
             raise NiwakiError(
                 f"groups is {self.groups}", expected=f"layers of a model that has {count}", place=self.name
             )
-        return [group for group in self._groups(model, count) if len(group) > 1]
+        groups = [group for group in self._groups(model, count) if len(group) > 1]
+        if not groups and self.groups != count:  # so many groups as layers are asked for: all stay
+            raise NiwakiError(
+                f"groups is {self.groups}, and no two layers share",
+                expected=f"a group with two or more of {count} layers, of one shape",
+                fix="groups: pairs, or parts that were not cut",
+                place=self.name,
+            )
+        return groups
 
     def _groups(self, model: nn.Module, count: int) -> grouping.Groups:
         if isinstance(self.groups, tuple):
