@@ -95,7 +95,7 @@ RECIPES: dict[str, dict[str, list[Any]]] = {
         "factor-80": [Factor(keep=0.8, by="whitened")],
     },
     "replace": {
-        "replace": [halved(Replace(keep_layers=3, end=0.3))],
+        "replace": [halved(Replace(keep_layers=3, start="last", end=0.3))],
         "drop-layers": [Drop(keep_layers=3, by="uniform"), halved()],
     },
 }
