@@ -45,7 +45,7 @@ class Distill(Technique):
         teacher: folder or hub id; by default the base as it was handed in. It reads the same tokens.
         temperature: T of the logits, above 0. 1 to 8.
         logits: weight of the logits' loss. 1.
-        hidden: weight of the hidden states' loss; 0 leaves it out. 0.5 to 10.
+        hidden: weight of the hidden states' loss; 0 leaves it out. 0.5 to 20.
         relations: weight of the relations' loss; 0 leaves it out. 1.
         labels: weight of the task's own loss. 0 to 1.
         hidden_layers: "uniform" matches student layer i with teacher layer i L_teacher / L_student; "last" the last
