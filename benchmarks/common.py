@@ -46,27 +46,26 @@ def sentiment() -> Any:
     return Task("text-classification", data=str(data_folder() / "sst2"))
 
 
-def halved(half: int, folder: Path) -> Any:
-    """Return the sentiment task with every second validation row for selection, and those between as its test split.
+def halved(task: Any, half: int, folder: Path) -> Any:
+    """Return a task with every second validation row for selection, and those between as its test split.
 
     The fine-tuned model has learnt the training rows, which therefore tell little of what it does with others.
 
     Args:
+        task: whose data are a folder with train.csv and validation.csv.
         half: 0 or 1: which rows are for selection.
         folder: to write the splits into.
     """
-    from niwaki.task import Task
-
-    data = folder / f"data-{half}"
+    source, data = Path(task.data), folder / f"data-{half}"
     if not (data / "test.csv").is_file():
-        data.mkdir(exist_ok=True)
-        shutil.copyfile(data_folder() / "sst2" / "train.csv", data / "train.csv")
-        with (data_folder() / "sst2" / "validation.csv").open(encoding="utf-8", newline="") as file:
+        data.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "train.csv", data / "train.csv")
+        with (source / "validation.csv").open(encoding="utf-8", newline="") as file:
             head, *rows = csv.reader(file)
         for name, first in (("validation", half), ("test", 1 - half)):
             with (data / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([head, *rows[first::2]])
-    return Task("text-classification", data=str(data))
+    return task.model_copy(update={"data": str(data)})
 
 
 def stories() -> Any:

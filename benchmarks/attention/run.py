@@ -16,7 +16,6 @@ long about 30, tokens and tokens-learnt about 10 and 20, stories about 5.
 from __future__ import annotations
 
 import csv
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from common import (
     FINE_TUNING,
     data_folder,
     fine_tuned,
+    halved,
     models_folder,
     records_of,
     run_stages,
@@ -282,7 +282,7 @@ def tokens(scale: Scale, learn: bool = False) -> tuple[dict[str, Any], list[Any]
     Thresholds are fitted on every second review that nothing has learnt from, and judged on those between.
     """
     base, _, long_ones = base_of_reviews(scale)
-    task = in_halves(long_ones)
+    task = halved(long_ones, 0, runs_folder(CASE) / "data" / "reviews").model_copy(update={"max_length": SHORT})
     name, steps = "at-once", [DropTokens(allowed_drop=1.0)]
     if learn:
         together = (Distill(temperature=2, logits=1), DropTokens(penalty=0.1))
@@ -387,19 +387,6 @@ def reviews(scale: Scale) -> tuple[Task, Task]:
         to_judge, judged = to_judge[:8], judged[:8]
     any_length = subset(imdb, "reviews-any", [*short, *to_learn], judged, {"max_length": SHORT})
     return any_length, subset(imdb, "reviews-long", to_learn, judged, also=to_judge)
-
-
-def in_halves(task: Task) -> Task:
-    """Return a task, its texts cut at 512 tokens, with every second validation row, and those between for a test."""
-    source, folder = Path(str(task.data)), runs_folder(CASE) / "data" / "reviews-in-halves"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / "train.csv", folder / "train.csv")
-    with (source / "validation.csv").open(encoding="utf-8", newline="") as file:
-        head, *rows = csv.reader(file)
-    for name, chosen in (("validation", rows[::2]), ("test", rows[1::2])):
-        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([head, *chosen])
-    return task.model_copy(update={"data": str(folder), "max_length": SHORT})
 
 
 def subset(

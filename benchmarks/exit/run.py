@@ -72,7 +72,7 @@ def folded(prefix: str, steps: list[Any]) -> tuple[dict[str, Any], list[Any]]:
     trained = trained_with_exits()
     found, records = [], []
     for half in (0, 1):
-        task = halved(half, runs_folder(CASE))
+        task = halved(sentiment(), half, runs_folder(CASE))
         figures, rows = judged(made(trained, steps, task, f"{prefix}-{half}"), base, task)
         found.append(figures)
         records += [{"half": half, **row} for row in rows]
@@ -82,7 +82,7 @@ def folded(prefix: str, steps: list[Any]) -> tuple[dict[str, Any], list[Any]]:
 
 def curve() -> tuple[dict[str, Any], list[Any]]:
     """Fit the trained model to several mean costs on one half, and measure all on the other, in one session."""
-    task = halved(0, runs_folder(CASE))
+    task = halved(sentiment(), 0, runs_folder(CASE))
     trained = trained_with_exits()
     folders = {
         cost: made(trained, [Exit(by=EXIT.by, mean_cost=cost)], task, f"curve-{round(100 * cost)}") for cost in COSTS

@@ -111,7 +111,7 @@ def mixed() -> tuple[dict[str, Any], list[Any]]:
     """
     base, found, records = fine_tuned(sentiment()), [], []
     for half in (0, 1):
-        task, out = halved(half, runs_folder(CASE)), runs_folder(CASE) / f"mixed-{half}"
+        task, out = halved(sentiment(), half, runs_folder(CASE)), runs_folder(CASE) / f"mixed-{half}"
         run = compress(base, Recipe([MIXED]), task, out, measure=False, progress=False)
         rows = compare(base, run.folder, task=task, runtimes=["onnxruntime", "openvino"], progress=False).rows
         whole = fastest([row for row in rows if row.name == base.name])

@@ -76,7 +76,7 @@ def trained(*others: Any, epochs: float = EPOCHS, distill: Distill = DISTILL, le
 
 
 #: Three layers learn for longer, and more slowly, from what is inside of six.
-halved = partial(trained, epochs=TWICE, distill=INSIDE, learning_rate=1e-4)
+taught_inside = partial(trained, epochs=TWICE, distill=INSIDE, learning_rate=1e-4)
 
 
 def factored(by: str) -> Factor:
@@ -96,8 +96,8 @@ RECIPES: dict[str, dict[str, list[Any]]] = {
         "factor-80": [Factor(keep=0.8, by="whitened")],
     },
     "replace": {
-        "replace": [halved(Replace(keep_layers=3, start="last", end=0.3))],
-        "drop-layers": [Drop(keep_layers=3, by="uniform"), halved()],
+        "replace": [taught_inside(Replace(keep_layers=3, start="last", end=0.3))],
+        "drop-layers": [Drop(keep_layers=3, by="uniform"), taught_inside()],
     },
 }
 #: What every parent of the race goes through; to keep three of three layers changes nothing.
@@ -315,7 +315,7 @@ def main(words: list[str]) -> None:
         "seeds": list(case.seeds),
         "fine_tuning": FINE_TUNING,
         "training": trained().model_dump(mode="json", exclude={"epochs"}),
-        "training_of_replace": halved().model_dump(mode="json", exclude={"epochs"}),
+        "training_of_replace": taught_inside().model_dump(mode="json", exclude={"epochs"}),
         "epochs": {"share": LONGER, "replace": TWICE, "all others": EPOCHS},
     }
     if given.train:

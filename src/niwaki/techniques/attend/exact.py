@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from niwaki.layers.attention import Mechanism
@@ -20,14 +22,6 @@ class Exact(nn.Module):
         super().__init__()
         self.other = [other]  # in a list: no part of this one
 
-    def forward(
-        self,
-        query_BTD: Tensor,
-        key_BTD: Tensor,
-        value_BTD: Tensor,
-        real_BT: Tensor,
-        scaling: float,
-        dropout: float = 0.0,
-    ) -> Tensor:
-        """Return the answers of all tokens (B, T, D)."""
-        return self.other[0].exact(query_BTD, key_BTD, value_BTD, real_BT, scaling, dropout)
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """Return the answers of all tokens (B, T, D) to what the other one is given."""
+        return self.other[0].exact(*inputs, **named)
