@@ -102,11 +102,10 @@ def test_csv_jsonl_and_parquet_give_the_same_rows(
 
 
 def test_a_csv_may_have_a_byte_order_mark_semicolons_and_line_breaks(tmp_path: Path) -> None:
-    file = tmp_path / "train.csv"
+    file = tmp_path / "validation.csv"
     file.write_bytes('\ufefftext;label\r\n"two\r\nlines; ""quoted""";1\r\nplain;0\r\n'.encode())
     rows = read(file)
-    texts = sorted(rows.validation.texts + (rows.train.texts if rows.train else []))
-    assert texts == ["plain", 'two\r\nlines; "quoted"']
+    assert rows.validation.texts == ['two\r\nlines; "quoted"', "plain"]
 
 
 def test_a_tsv_may_have_bare_quotes(tmp_path: Path) -> None:
@@ -139,6 +138,12 @@ def test_a_lone_file_gives_a_tenth_to_validation(tmp_path: Path) -> None:
     assert "4 of 40 rows were held out" in rows.notes[0]
     again = read(write(tmp_path / "folder" / "train.jsonl", REVIEWS).parent)
     assert again.validation.texts == rows.validation.texts
+
+
+def test_a_lone_file_too_small_to_hold_a_row_out_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "reviews.csv", REVIEWS[:2])
+    with pytest.raises(NiwakiError, match=r"no row of train \(2\) can be held out"):
+        read(file)
 
 
 @pytest.mark.parametrize("name", ["dev.csv", "valid.csv", "val.csv", "Validation.csv", "validation_matched.csv"])
@@ -698,6 +703,8 @@ def test_selection_spares_the_rows_that_are_reported() -> None:
     assert data.selection(0)[1].fingerprint == held.fingerprint != data.selection(1)[1].fingerprint
     with pytest.raises(NiwakiError, match="no train split"):
         Dataset(None, other, None, ("a", "b")).selection(0)
+    with pytest.raises(NiwakiError, match="no row of train .* can be held out"):
+        Dataset(train.select(np.array([0])), other, None, ("a", "b")).selection(0)
 
 
 @QUICK

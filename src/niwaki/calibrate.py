@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of, uses_of
+from niwaki.batching import in_row_order, length_sorted
 from niwaki.layers.dropping import dropping
 from niwaki.task import Encoded
 
@@ -52,24 +53,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for parameter in trained:
             parameter.requires_grad_(True)
         model.train(was_training)
-
-
-def length_sorted(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return the indices of all rows in batches of like length, the short ones first.
-
-    >>> [batch.tolist() for batch in length_sorted(np.array([7, 3, 5]), batch_size=2)]
-    [[1, 2], [0]]
-    """
-    order = np.argsort(lengths, kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def in_row_order(batches: Sequence[np.ndarray], parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return what was computed batch by batch (B, ...) as one array (N, ...) in the order of the rows."""
-    values = np.concatenate(parts)
-    result = np.empty_like(values)
-    result[np.concatenate(batches)] = values
-    return result
 
 
 def predict(

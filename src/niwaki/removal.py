@@ -17,7 +17,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from niwaki.anatomy import Layer, anatomy_of
-from niwaki.calibrate import evaluating, in_row_order, inputs_of, length_sorted, watched
+from niwaki.batching import in_row_order, length_sorted
+from niwaki.calibrate import evaluating, inputs_of, watched
 from niwaki.layers.dropping import dropping
 from niwaki.task import Encoded
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
+from niwaki.batching import length_sorted
 from niwaki.calibrate import inputs_of, watched
 from niwaki.checkpoint import weights_hash
 from niwaki.task import Encoded
@@ -93,8 +94,7 @@ def _compute(
     from rich.progress import track
 
     device = next(teacher.parameters()).device
-    order = np.argsort(rows.lengths, kind="stable")
-    starts = range(0, len(order), batch_size)
+    batches = length_sorted(rows.lengths, batch_size)
     arrays: dict[str, Any] = {}
     seen: dict[str, Tensor] = {}
     teacher.eval()
@@ -102,8 +102,7 @@ def _compute(
         torch.inference_mode(),
         watched(_watched_modules(teacher, names), lambda name, _, output: seen.update({name: _first(output)})),
     ):
-        for start in track(starts, "teacher", console=Console(stderr=True), disable=not progress):
-            indices = order[start : start + batch_size]
+        for indices in track(batches, "teacher", console=Console(stderr=True), disable=not progress):
             batch = rows.batch(indices)
             logits = teacher(**inputs_of({name: value.to(device) for name, value in batch.items()})).logits
             seen[LOGITS] = logits

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import longest_input, longest_read
+from niwaki.batching import length_sorted
 from niwaki.checkpoint import narrow_tokenizer, reaching
 from niwaki.errors import NiwakiError
 from niwaki.parameters import Parameters
@@ -106,13 +107,15 @@ class Context:
     def calibration_batches(
         self, count: int, batch_size: int = 32, length: int | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """Yield padded batches of `count` seeded training rows, on the CPU; of long ones the first `length` tokens."""
+        """Yield padded batches of `count` seeded training rows, on the CPU; of long ones the first `length` tokens.
+
+        Rows of like length share a batch, so that little of it is padding.
+        """
         rows = self.train
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[:count].numpy()
-        # Rows of like length share a batch, so that little of it is padding.
-        chosen = chosen[rows.lengths[chosen].argsort(kind="stable")]
-        for start in range(0, len(chosen), batch_size):
-            batch = rows.batch(chosen[start : start + batch_size])
+        lengths = rows.lengths[chosen] if length is None else np.minimum(rows.lengths[chosen], length)
+        for indices in length_sorted(lengths, batch_size):
+            batch = rows.batch(chosen[indices])
             yield {name: value[:, :length] if value.dim() == 2 else value for name, value in batch.items()}
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
-from niwaki.calibrate import evaluating, in_row_order, inputs_of, length_sorted
+from niwaki.batching import in_row_order, length_sorted
+from niwaki.calibrate import evaluating, inputs_of
 from niwaki.layers.dropping import TokenDropper
 from niwaki.task import Encoded
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from niwaki.batching import in_row_order, length_sorted
 from niwaki.measure.timing import pad_rows
 from niwaki.runtime.artifact import Array, Batch
 
@@ -40,7 +41,7 @@ def ask_in_batches(
 
     Artifacts are asked row by row: a dynamically quantized one takes its activation range from the whole
     batch, so its answer would depend on the neighbours. Where the neighbours are known to play no part (torch
-    in floats) rows go in batches of 32, sorted by length.
+    in floats) rows go in batches of like length, of at most 32.
 
     Args:
         worker: who is asked.
@@ -51,13 +52,10 @@ def ask_in_batches(
     """
     size = BATCH if worker.rows_independent else 1
     order = np.argsort(rows.lengths[chosen], kind="stable")
+    messages = [order[start : start + MESSAGE_ROWS] for start in range(0, len(order), MESSAGE_ROWS)]
     parts = []
-    for start in range(0, len(order), MESSAGE_ROWS):
-        part = order[start : start + MESSAGE_ROWS]
-        batches = [pad_rows(rows, chosen[part[at : at + size]]) for at in range(0, len(part), size)]
-        parts.append(np.concatenate(list(ask(batches))))
+    for message in messages:
+        batches = [message[indices] for indices in length_sorted(rows.lengths[chosen[message]], size)]
+        parts.append(np.concatenate(list(ask([pad_rows(rows, chosen[indices]) for indices in batches]))))
         tick("quality")
-    found = np.concatenate(parts)
-    result = np.empty_like(found)
-    result[order] = found
-    return result
+    return in_row_order(messages, parts)

@@ -189,7 +189,7 @@ class Dataset:
         most 1,000, with the classes in proportion.
 
         Raises:
-            NiwakiError: when there is no train split.
+            NiwakiError: when there is no train split, or it is too small to hold rows out.
         """
         if self.train is None:
             raise NiwakiError("the data have no train split", expected="rows to learn from", fix="add a train.csv")
@@ -199,6 +199,12 @@ class Dataset:
             return self.train, self.validation
         classes = np.zeros(len(self.train), np.int64) if self.train.labels is None else self.train.labels
         held = stratified_rows(classes, min(1000, round(0.05 * len(self.train))), seed)
+        if not len(held):
+            raise NiwakiError(
+                f"something is to be chosen, and no row of train ({len(self.train)}) can be held out to choose by",
+                expected="a class with two rows at least, or a test split, beside which validation is chosen by",
+                fix="add rows to train, or a test.csv",
+            )
         rest = np.setdiff1d(np.arange(len(self.train)), held)
         return self.train.select(rest), self.train.select(held, name="selection")
 

@@ -66,6 +66,12 @@ def arrange(splits: dict[str, TextRows], notes: list[str]) -> None:
         return
     whole = splits["train"]
     held = stratified_rows(whole.labels, round(HELD_OUT * len(whole)), HELD_OUT_SEED)
+    if not len(held):
+        raise NiwakiError(
+            f"the data have no validation split, and no row of train ({len(whole)}) can be held out as one",
+            expected="a class with two rows at least",
+            fix="add rows, or a validation.csv",
+        )
     rest = np.setdiff1d(np.arange(len(whole)), held)
     splits["train"], splits["validation"] = whole.select(rest, "train"), whole.select(held, "validation")
     proportion = ", the classes in proportion" if len(np.unique(whole.labels)) > 1 else ""
