@@ -52,6 +52,7 @@ FLOORS: dict[str, int] = {
     "parts": 2,
     "task": 2,
     "anatomy": 1,
+    "bar": 1,
     "batching": 1,
     "bits": 1,
     "kmeans": 1,

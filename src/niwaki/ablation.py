@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 
 from niwaki.anatomy import label_names, longest_input
+from niwaki.bar import progress_bar
 from niwaki.checkpoint import load, load_tokenizer
 from niwaki.errors import NiwakiError, closest
 from niwaki.measure.ablation import Ablation, PartRecord, judge_layers
@@ -72,7 +71,7 @@ def ablate(
     module, tokenizer = load(str(model)), load_tokenizer(str(model))
     data = task.encode(tokenizer, longest_input(module, tokenizer, task.max_length), label_names(module))
     rows = _rows_of(data, split, seed).sample(examples, seed)
-    with _bar(progress) as advance:
+    with progress_bar("without each part", progress) as advance:
         whole, without = predict_without(module, rows, parts_of(module, heads), advance=advance)
     records = [_record(part, logits, whole, rows, task, seed) for part, logits in without.items()]
     assert rows.labels is not None
@@ -145,15 +144,3 @@ def _record(
 
 def _loss(task: Task, logits_NC: np.ndarray, rows: Encoded) -> float:
     return float(task.loss(torch.from_numpy(logits_NC), torch.from_numpy(rows.labels)))
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Callable[[float], None]]:
-    """Draw a bar on standard error, with the time that is left; yield what advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
-        task = bar.add_task("without each part", total=1.0)
-        yield lambda share: bar.advance(task, share)

@@ -61,10 +61,15 @@ def all_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([*found, run_layers(model, inputs, begin, None, hidden_BTD)])
 
 
-def all_logits_of(model: nn.Module, rows: Encoded) -> np.ndarray:
+def all_logits_of(model: nn.Module, rows: Encoded, advance: Callable[[float], None] = lambda share: None) -> np.ndarray:
     """Return `all_logits` (E + 1, N, C) of all rows, in their order: what a model says to each that comes alone.
 
     Batches hold rows of like length; where the ranges of activations would be those of a batch, a row is asked alone.
+
+    Args:
+        model: with exits.
+        rows: of the task.
+        advance: called after each batch with its share of the rows.
     """
     device = next(model.parameters()).device
     batches = length_sorted(rows.lengths, BATCH if rows_independent(model) else 1)
@@ -73,6 +78,7 @@ def all_logits_of(model: nn.Module, rows: Encoded) -> np.ndarray:
         for indices in batches:
             batch = {name: value.to(device) for name, value in rows.batch(indices).items()}
             parts.append(all_logits(model, batch).float().cpu().numpy().swapaxes(0, 1))
+            advance(len(indices) / len(rows))
     return in_row_order(batches, parts).swapaxes(0, 1)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.anatomy import anatomy_of
+from niwaki.bar import progress_bar
 from niwaki.batching import length_sorted
 from niwaki.calibrate import inputs_of, watched
 from niwaki.checkpoint import weights_hash
@@ -90,9 +91,6 @@ def _compute(
     teacher: nn.Module, rows: Encoded, names: Sequence[str], folder: Path, batch_size: int, progress: bool
 ) -> None:
     """Run the teacher over all rows, in batches of like length, and write each array aside."""
-    from rich.console import Console
-    from rich.progress import track
-
     device = next(teacher.parameters()).device
     batches = length_sorted(rows.lengths, batch_size)
     arrays: dict[str, Any] = {}
@@ -101,13 +99,15 @@ def _compute(
     with (
         torch.inference_mode(),
         watched(_watched_modules(teacher, names), lambda name, _, output: seen.update({name: _first(output)})),
+        progress_bar("teacher", progress) as advance,
     ):
-        for indices in track(batches, "teacher", console=Console(stderr=True), disable=not progress):
+        for indices in batches:
             batch = rows.batch(indices)
             logits = teacher(**inputs_of({name: value.to(device) for name, value in batch.items()})).logits
             seen[LOGITS] = logits
             for name in names:
                 _store(arrays, name, seen[name], batch["attention_mask"].bool(), indices, rows, folder)
+            advance(len(indices) / len(rows))
     for name, array in arrays.items():
         array.flush()
         _aside(folder, name).replace(folder / f"{name}.npy")

@@ -95,6 +95,23 @@ def test_the_score_is_the_mean_over_tokens_that_are_there() -> None:
     assert torch.allclose(scores, torch.tensor([[0.5, 0.5, 0.0]]))
 
 
+@pytest.mark.parametrize("at_once", [1, 40, 120, 200])
+def test_blocks_make_what_the_whole_makes(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token after the other, some of a row, a row, and two of three: answers, scores and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 2, 7, 4, generator=generator, requires_grad=True) for _ in range(3))
+    real = torch.arange(7) < torch.tensor([[7], [4], [1]])
+
+    def asked() -> tuple[torch.Tensor, ...]:
+        context, scores = attend_and_score(query, key, value, real, scaling=0.5)
+        loss = (context * real[:, None, :, None]).square().sum() + scores.square().sum()
+        return context.detach(), scores.detach(), *torch.autograd.grad(loss, (query, key, value))
+
+    whole = asked()
+    monkeypatch.setattr("niwaki.layers.dropping.AT_ONCE", at_once)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(whole, asked(), strict=True))
+
+
 def test_a_row_that_is_all_padding_stays_finite(tiny_model: Any, tiny_batch: Any) -> None:
     """In answers and gradients, as it does where attention is exact; rows beside it get what they get alone."""
     model, batch = tiny_model("bert"), tiny_batch("bert")

@@ -6,7 +6,7 @@ front. What is left of a batch is as long as the longest row. The mask that Tran
 is thinned in place, so that whoever comes later knows which tokens are there.
 """
 
-# B batch, T tokens, K tokens that stay in the longest row, H heads, S width of a head, D hidden
+# B batch, T tokens, Q of them that ask, K tokens that stay in the longest row, H heads, S width of a head, D hidden
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ IMPLEMENTATION = "niwaki-dropping"
 MOST_TOKENS = 2**24
 #: Of a token: how far a share times a whole number may be rounded up before it counts as one more.
 SLACK = 1e-3
+#: Shares of attention that a CPU computes at once in PyTorch: 8 MB stay near, and memory for more is slow to get.
+AT_ONCE = 2**21
 
 By = Literal["threshold", "share"]
 #: What a dropper does: take tokens out; leave them, unseen by later layers; or nothing at all.
@@ -174,17 +176,58 @@ def attend_and_score(
     s_i = 1 / (H n) sum over heads and the n tokens j of the row of A_ji, the share of j's attention that goes to i. The
     scores of a row sum to 1; those of padding are 0.
 
+    On a CPU in PyTorch no more than 2 million A_ji are there at once, so that without a way back memory grows with T.
+
     References:
         Kim et al. 2022, Learned Token Pruning for Transformers, section 3, the importance score.
     """
-    products_BHTT = (query_BHTS @ key_BHTS.transpose(-1, -2)).float() * scaling
+    attended = _in_blocks if query_BHTS.is_cpu and not torch.compiler.is_exporting() else _attended
+    answer_BHTS, given_BT = attended(query_BHTS, real_BT, key_BHTS, value_BHTS, real_BT, scaling, dropout)
+    return answer_BHTS, given_BT / (query_BHTS.shape[1] * real_BT.sum(dim=1, keepdim=True).clamp_min(1))
+
+
+def _in_blocks(
+    query_BHTS: Tensor,
+    asks_BT: Tensor,
+    key_BHTS: Tensor,
+    value_BHTS: Tensor,
+    real_BT: Tensor,
+    scaling: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Return what `_attended` does, some rows after the other, and where one is too large, some of its tokens."""
+    _, heads, tokens, _ = query_BHTS.shape
+    rows = max(1, AT_ONCE // (heads * tokens * tokens))
+    asking = tokens if rows > 1 else max(1, AT_ONCE // (heads * tokens))
+    found = []
+    inputs = (query_BHTS, asks_BT, key_BHTS, value_BHTS, real_BT)
+    for query, asks, key, value, real in zip(*(one.split(rows) for one in inputs), strict=True):
+        parts = zip(query.split(asking, dim=2), asks.split(asking, dim=1), strict=True)
+        blocks = (_attended(part, who, key, value, real, scaling, dropout) for part, who in parts)
+        answers, given = zip(*blocks, strict=True)
+        found.append((torch.cat(answers, dim=2), torch.stack(given).sum(dim=0)))
+    answers, given = zip(*found, strict=True)
+    return torch.cat(answers), torch.cat(given)
+
+
+def _attended(
+    query_BHQS: Tensor,
+    asks_BQ: Tensor,
+    key_BHTS: Tensor,
+    value_BHTS: Tensor,
+    real_BT: Tensor,
+    scaling: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Return what some tokens get, (B, H, Q, S), and the attention that they give to each, over heads, (B, T)."""
     # the least number, not -inf: of a row that is all padding a softmax over nothing would be no number
-    least = torch.finfo(products_BHTT.dtype).min
-    shares_BHTT = products_BHTT.masked_fill(~real_BT[:, None, None, :], least).softmax(dim=-1)
-    received_BT = (shares_BHTT.mean(dim=1) * real_BT[:, :, None]).sum(dim=1)
-    scores_BT = received_BT / real_BT.sum(dim=1, keepdim=True).clamp_min(1)
-    weights_BHTT = functional.dropout(shares_BHTT, dropout, training=dropout > 0)
-    return weights_BHTT.to(value_BHTS.dtype) @ value_BHTS, scores_BT
+    least = torch.finfo(torch.float32).min
+    padding_BT = torch.zeros(real_BT.shape, device=real_BT.device).masked_fill(~real_BT, least)
+    products_BHQT = ((query_BHQS * scaling) @ key_BHTS.transpose(-1, -2)).float() + padding_BT[:, None, None, :]
+    shares_BHQT = products_BHQT.softmax(dim=-1)
+    received_BH1T = asks_BQ[:, None, None, :].to(shares_BHQT.dtype) @ shares_BHQT
+    weights_BHQT = functional.dropout(shares_BHQT, dropout, training=dropout > 0)
+    return weights_BHQT.to(value_BHTS.dtype) @ value_BHTS, received_BH1T.sum(dim=(1, 2))
 
 
 def answer(

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,7 @@ def curve_of(
     metric: str,
     also: Sequence[float] = (),
     few: float = FEW,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> tuple[Labels, list[Point]]:
     """Return the rows' labels, and what strengths give, the most careful first: the one at which no token goes.
 
@@ -154,11 +155,11 @@ def curve_of(
         metric: of the task.
         also: strengths to be tried in any case.
         few: mean share of tokens at which no stronger threshold is tried.
+        advance: called after each pass with its share of those that are sure to be made.
     """
     tried = candidates(model, schedule, rows)
     strengths = sorted({0.0, *tried, *also})
-    labels: Labels | None = None
-    points = []
+    count, labels, points = len(strengths), None, []
     while strengths:
         strength = strengths.pop(0)
         said = _asked(model, schedule, strength, rows)
@@ -168,6 +169,7 @@ def curve_of(
             strength, schedule.levels(strength), labels.quality(predictions_N), said.mean, said.by_layer, predictions_N
         )
         points.append(point)
+        advance(1.0 / count)
         doubled = round(np.log2(strength / tried[-1])) if strength else 0
         if not strengths and schedule.by == "threshold" and said.mean > few and doubled < DOUBLINGS:
             strengths.append(2.0 * strength)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from niwaki.anatomy import anatomy_of
+from niwaki.bar import progress_bar
 from niwaki.errors import NiwakiError
 from niwaki.layers.dropping import By
 from niwaki.limit import Limit
@@ -204,7 +205,9 @@ class DropTokens(Technique):
         also = [] if own is None else [own]
         if own is None and self.keep is not None and schedule.by == "share":
             also = [1.0 - share_for(self.keep, len(schedule.shape) + 1)]
-        labels, points = curve_of(model, schedule, rows, context.task.metric, also, few=min(FEW, self.keep or FEW))
+        few = min(FEW, self.keep or FEW)
+        with progress_bar("drop-tokens: levels", context.progress) as advance:
+            labels, points = curve_of(model, schedule, rows, context.task.metric, also, few, advance)
         chosen = next((point for point in points if point.strength == own), None)
         if chosen is None:
             chosen = self._choose(labels, points, context)

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from niwaki.anatomy import anatomy_of
+from niwaki.bar import progress_bar
 from niwaki.errors import NiwakiError
 from niwaki.exit_rule import NEVER, By
 from niwaki.exiting import all_logits_of, require_exits
@@ -199,7 +200,9 @@ class Exit(Technique):
         exits, (_, rows) = require_exits(model), context.data.selection(context.seed)
         depth = anatomy_of(model).depth
         costs_E = np.array([*(layer + 1 for layer in exits.layers), depth]) / depth
-        said = Rows(all_logits_of(model, rows), np.asarray(rows.labels), costs_E, context.task.metric)
+        with progress_bar("exit: what each says", context.progress) as advance:
+            logits_ENC = all_logits_of(model, rows, advance)
+        said = Rows(logits_ENC, np.asarray(rows.labels), costs_E, context.task.metric)
         points = curve_of(said, self.by)
         if self.mean_cost is not None:
             chosen = within_cost(points, self.mean_cost)
