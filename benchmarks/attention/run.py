@@ -10,7 +10,7 @@ beyond what the base reads, so all of them, the exact one too, have its position
 exact attention stands beside the others in 8 bits.
 
 On two cores growth takes about 10 minutes (half of it the exact attention at 8,192 tokens), floor 1, sst2 about 15,
-long about 30, tokens and tokens-learnt about 10 and 20, stories about 5.
+long about 30, joined about 40, tokens and tokens-learnt about 10 and 20, stories about 5.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from common import (
 from floor import share_outside
 from picture import draw
 
-from niwaki.anatomy import anatomy_of
+from niwaki.anatomy import anatomy_of, label_names
 from niwaki.artifacts import export
 from niwaki.checkpoint import load, load_tokenizer, reaching, save
 from niwaki.comparison import compare
@@ -58,6 +58,7 @@ from niwaki.techniques.attend import Attend
 from niwaki.techniques.distill import Distill
 from niwaki.techniques.drop_tokens import DropTokens
 from niwaki.techniques.quantize import Quantize
+from niwaki.token_shares import token_shares
 from niwaki.train import Train
 
 CASE = "attention"
@@ -67,6 +68,8 @@ KINDS: dict[str, dict[str, Any]] = {"exact": {}, "window": WINDOW, "linear": {"b
 FORMS = {"torch": ("torch", 32), "onnxruntime": ("onnxruntime", 32), "onnxruntime_int8": ("onnxruntime", 8)}
 #: Tokens of a long review that the longer models read; the base reads half.
 LONG, SHORT = 1024, 512
+#: Tokens of reviews joined that the longest models read.
+JOINED = 2048
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Scale:
         phrases: of SST-2, to make linear attention learn on.
         reviews: of any length, to make the model of phrases one of reviews.
         long: reviews of more than 512 tokens, to learn on; the others of these are what is measured on.
+        joined: texts of 2,000 tokens, to learn on.
         stories: to make the decoder learn on.
         steps: tokens that are written one by one, in the middle of such a text and at its end.
     """
@@ -88,12 +92,13 @@ class Scale:
     phrases: int = 32_000
     reviews: int = 1_500
     long: int = 550
+    joined: int = 300
     stories: int = 800
     steps: int = 2048
 
 
 FULL = Scale()
-QUICK = Scale(lengths=(64, 128, 256, 512), rounds=1, phrases=64, reviews=24, long=24, stories=16, steps=256)
+QUICK = Scale(lengths=(64, 128, 256, 512), rounds=1, phrases=64, reviews=24, long=24, joined=4, stories=16, steps=256)
 
 
 def growth(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
@@ -244,36 +249,46 @@ def sst2(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
 
 
 def long(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
-    """Read reviews of more than 512 tokens: with a window, with exact attention, cut, and cut into windows.
+    """Read reviews of more than 512 tokens."""
+    base, _, task = base_of_reviews(scale)
+    return read_beyond(base, task, LONG, "long")
 
-    From one model of reviews, which reads 512 tokens, four are made. Exact: more positions, an epoch on long reviews.
+
+def joined(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
+    """Read reviews of one label, joined until there are 2,000 tokens; those learnt on are new to the base too."""
+    base, _, _ = base_of_reviews(scale)
+    return read_beyond(base, joined_reviews(scale), JOINED, "joined")
+
+
+def read_beyond(base: Path, task: Task, tokens: int, name: str) -> tuple[dict[str, Any], list[Any]]:
+    """Read texts of up to so many tokens: with a window, with exact attention, cut, and cut into windows.
+
+    From one model of reviews, which reads 512 tokens, four are made. Exact: more positions, an epoch on these texts.
     Window: the exact one with a window, and one more epoch with it as the teacher, of its states too. Cut: two epochs
     on the first 512 tokens. And the latter as it is, with the mean of the logits of overlapping windows, where the text
     is longer.
     """
     folder = runs_folder(CASE)
-    base, _, task = base_of_reviews(scale)
-    whole = longer(base, LONG, folder / "reviews-longer")
-    more = Train(epochs=1, learning_rate=3e-5, batch_size=4, dropout=0.0)
-    twice, taught = (
-        more.model_copy(update=update)
-        for update in ({"epochs": 2.0}, {"together": (Distill(temperature=2, logits=1, hidden=1),)})
-    )
+    whole = longer(base, tokens, folder / f"reviews-{name}")
+    more = Train(epochs=1, learning_rate=3e-5, batch_size=4 * LONG // tokens, dropout=0.0)
     make = partial(compress, task=task, measure=False, progress=False)
-    exact = make(whole, Recipe([more]), out=folder / "exact-long").folder
-    cut = make(base, Recipe([twice]), out=folder / "cut").folder
+    exact = make(whole, Recipe([more]), out=folder / f"exact-{name}").folder
+    twice = more.model_copy(update={"epochs": 2.0, "batch_size": 4})
+    cut = make(base, Recipe([twice]), out=folder / f"cut-{name}").folder
+    taught = more.model_copy(update={"together": (Distill(temperature=2, logits=1, hidden=1),)})
     steps = [Attend(**WINDOW, allow_slower=True), taught]
-    window = make(exact, Recipe(steps), out=folder / "window-long").folder
+    window = make(exact, Recipe(steps), out=folder / f"window-{name}").folder
     rows = measured(base, [exact, cut, window], task)
-    pooled = measured(cut, [], task.model_copy(update={"long": "mean"}))
-    quality = {name: row.quality.value for name, row in rows.items()} | {"pooled": pooled["cut"].quality.value}
+    pooled = measured(cut, [], task.model_copy(update={"long": "mean"}))[cut.name]
+    quality = {row.removesuffix(f"-{name}"): rows[row].quality.value for row in rows}
+    quality["pooled"] = pooled.quality.value
     figures = {
-        "long_drop": quality["exact-long"] - quality["window-long"],
-        "long_gain_over_truncation": quality["window-long"] - quality["cut"],
-        "long_gain_over_pooled_windows": quality["window-long"] - quality["pooled"],
-        **{f"long_accuracy_{name.removesuffix('-long')}": value for name, value in quality.items()},
+        f"{name}_drop": quality["exact"] - quality["window"],
+        f"{name}_gain_over_truncation": quality["window"] - quality["cut"],
+        f"{name}_gain_over_pooled_windows": quality["window"] - quality["pooled"],
+        **{f"{name}_accuracy_{way}": value for way, value in quality.items()},
     }
-    return figures, records_of(rows) + records_of({"pooled": pooled["cut"]})
+    return figures, records_of(rows) + records_of({"pooled": pooled})
 
 
 def tokens(scale: Scale, learn: bool = False) -> tuple[dict[str, Any], list[Any]]:
@@ -294,9 +309,16 @@ def tokens(scale: Scale, learn: bool = False) -> tuple[dict[str, Any], list[Any]
     whole, row, word = next(iter(rows.values())), rows[folder.name], name.replace("-", "_")
     return {
         f"tokens_{word}_drop": -row.quality.difference,
+        f"tokens_{word}_left": left_of(folder, task),
         f"tokens_{word}_latency_ratio": row.latency_ratio.median,
         f"tokens_{word}_throughput_ratio": row.throughput_per_second / whole.throughput_per_second,
     }, records_of(rows)
+
+
+def left_of(folder: Path, task: Task) -> float:
+    """Return of the tokens of the rows that are judged, in all layers, the share that is left."""
+    model, tokenizer = load(folder), load_tokenizer(folder)
+    return token_shares(model, task.encode(tokenizer, SHORT, label_names(model)).evaluation).mean
 
 
 def decoder(scale: Scale) -> tuple[dict[str, Any], list[Any]]:
@@ -375,18 +397,53 @@ def reviews(scale: Scale) -> tuple[Task, Task]:
     What is measured on are the long reviews of the validation split, and those of the train split that nothing learns
     on.
     """
+    imdb, train, validation = imdb_and_lengths(scale)
+    short, to_learn, to_judge = short_and_long(train, scale)
+    judged = np.flatnonzero(validation > SHORT)
+    if scale != FULL:
+        to_judge, judged = to_judge[:8], judged[:8]
+    any_length = subset(imdb, "reviews-any", [*short[: scale.reviews], *to_learn], judged, {"max_length": SHORT})
+    return any_length, subset(imdb, "reviews-long", to_learn, judged, also=to_judge)
+
+
+def joined_reviews(scale: Scale) -> Task:
+    """Return reviews of one label each joined until there are 2,000 tokens: short ones that the base has not learnt.
+
+    What is measured on is all of the validation split, joined.
+    """
+    imdb, train, validation = imdb_and_lengths(scale)
+    short, _, _ = short_and_long(train, scale)
+    read = imdb.read()
+    assert read.train is not None
+    groups = grouped(train, read.train.labels, short[scale.reviews :])[: scale.joined]
+    judged = grouped(validation, read.validation.labels, range(len(validation)))
+    return subset(imdb, "reviews-joined", groups, judged if scale == FULL else judged[:8])
+
+
+def grouped(lengths: Any, labels: Any, rows: Any) -> list[list[int]]:
+    """Return rows of one label in groups of at least 2,000 tokens, in their order; what is left over is left out."""
+    groups: list[list[int]] = []
+    open_groups: dict[int, list[int]] = {}
+    for row in map(int, rows):
+        group = open_groups.setdefault(int(labels[row]), [])
+        group.append(row)
+        if lengths[group].sum() >= 2000:
+            groups.append(open_groups.pop(int(labels[row])))
+    return groups
+
+
+def imdb_and_lengths(scale: Scale) -> tuple[Task, Any, Any]:
+    """Return all reviews, and how many tokens those to learn on and those to measure on have."""
     imdb = Task("text-classification", data=str(data_folder() / "imdb"))
     tokens = imdb.encode(load_tokenizer(base_of_phrases(scale)), sys.maxsize)
     assert tokens.train is not None
-    is_long = tokens.train.lengths > SHORT
-    to_learn = np.flatnonzero(is_long)[: scale.long]
-    to_judge = np.flatnonzero(is_long)[scale.long :]
-    short = np.flatnonzero(~is_long)[: scale.reviews]
-    judged = np.flatnonzero(tokens.validation.lengths > SHORT)
-    if scale != FULL:
-        to_judge, judged = to_judge[:8], judged[:8]
-    any_length = subset(imdb, "reviews-any", [*short, *to_learn], judged, {"max_length": SHORT})
-    return any_length, subset(imdb, "reviews-long", to_learn, judged, also=to_judge)
+    return imdb, tokens.train.lengths, tokens.validation.lengths
+
+
+def short_and_long(lengths: Any, scale: Scale) -> tuple[Any, Any, Any]:
+    """Return the rows of short reviews, of long ones to learn on, and of the long ones that are left."""
+    long_ones = np.flatnonzero(lengths > SHORT)
+    return np.flatnonzero(lengths <= SHORT), long_ones[: scale.long], long_ones[scale.long :]
 
 
 def subset(
@@ -397,14 +454,17 @@ def subset(
     update: dict[str, Any] | None = None,
     also: Any = (),
 ) -> Task:
-    """Write these rows of a task's splits as CSV and return the task on them; `also` moves train rows to validation."""
+    """Write these rows of a task's splits as CSV and return the task on them; `also` moves train rows to validation.
+
+    In place of a row there may be a group of rows of one label: their texts are joined.
+    """
     read = task.read()
     assert read.train is not None
     validation = range(len(read.validation)) if validation is None else validation
     folder = runs_folder(CASE) / "data" / name
     folder.mkdir(parents=True, exist_ok=True)
     chosen = {
-        "train": [(read.train, row) for row in train if row < len(read.train)],
+        "train": [(read.train, row) for row in train if np.max(row) < len(read.train)],
         "validation": [(read.validation, row) for row in validation] + [(read.train, row) for row in also],
     }
     for split, rows in chosen.items():
@@ -412,8 +472,9 @@ def subset(
             writer = csv.writer(file)
             writer.writerow(("text", "label") if read.labels else ("text",))
             for source, row in rows:
-                label = (read.labels[int(source.labels[row])],) if read.labels else ()
-                writer.writerow((source.texts[row], *label))
+                group = np.atleast_1d(row)
+                label = (read.labels[int(source.labels[group[0]])],) if read.labels else ()
+                writer.writerow((" ".join(source.texts[one] for one in group), *label))
     return task.model_copy(update={"data": str(folder), **(update or {})})
 
 
@@ -428,6 +489,7 @@ STAGES: dict[str, Callable[[Scale], tuple[dict[str, Any], list[Any]]]] = {
     "floor": floor,
     "sst2": sst2,
     "long": long,
+    "joined": joined,
     "tokens": tokens,
     "tokens-learnt": partial(tokens, learn=True),
     "stories": decoder,
@@ -443,7 +505,13 @@ def main(words: list[str]) -> None:
             print(name, STAGES[name](scale)[0], flush=True)
         return
     stages = {name: partial(stage, scale) for name, stage in STAGES.items()}
-    conditions = {"fine_tuning": FINE_TUNING, "tokens_of_long": LONG, "window": WINDOW, **asdict(scale)}
+    conditions = {
+        "fine_tuning": FINE_TUNING,
+        "tokens_of_long": LONG,
+        "tokens_of_joined": JOINED,
+        "window": WINDOW,
+        **asdict(scale),
+    }
     run_stages(CASE, stages, names, conditions)
     draw()
 
