@@ -199,15 +199,21 @@ def _in_blocks(
     _, heads, tokens, _ = query_BHTS.shape
     rows = max(1, AT_ONCE // (heads * tokens * tokens))
     asking = tokens if rows > 1 else max(1, AT_ONCE // (heads * tokens))
+    # in one piece, or each product would copy what all blocks of a row read
+    inputs = (query_BHTS, asks_BT, key_BHTS.contiguous(), value_BHTS.contiguous(), real_BT)
     found = []
-    inputs = (query_BHTS, asks_BT, key_BHTS, value_BHTS, real_BT)
     for query, asks, key, value, real in zip(*(one.split(rows) for one in inputs), strict=True):
-        parts = zip(query.split(asking, dim=2), asks.split(asking, dim=1), strict=True)
-        blocks = (_attended(part, who, key, value, real, scaling, dropout) for part, who in parts)
-        answers, given = zip(*blocks, strict=True)
-        found.append((torch.cat(answers, dim=2), torch.stack(given).sum(dim=0)))
-    answers, given = zip(*found, strict=True)
-    return torch.cat(answers), torch.cat(given)
+        # room for all before the blocks: what is asked for between them would cut up the memory that they leave
+        answer, given = torch.empty_like(query), torch.zeros(real.shape, device=real.device)
+        for at in range(0, tokens, asking):
+            block = slice(at, at + asking)
+            answer[:, :, block], more = _attended(
+                query[:, :, block], asks[:, block], key, value, real, scaling, dropout
+            )
+            given += more
+        found.append((answer, given))
+    answers_BHTS, given_BT = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return answers_BHTS, given_BT
 
 
 def _attended(
