@@ -10,7 +10,7 @@ beyond what the base reads, so all of them, the exact one too, have its position
 exact attention stands beside the others in 8 bits.
 
 On two cores growth takes about 10 minutes (half of it the exact attention at 8,192 tokens), floor 1, sst2 about 15,
-long about 30, joined about 40, tokens and tokens-learnt about 10 and 20, stories about 5.
+long about 30, joined about 45, tokens and tokens-learnt about 10 and 20, stories about 5.
 """
 
 from __future__ import annotations
