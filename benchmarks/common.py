@@ -57,14 +57,13 @@ def halved(task: Any, half: int, folder: Path) -> Any:
         folder: to write the splits into.
     """
     source, data = Path(task.data), folder / f"data-{half}"
-    if not (data / "test.csv").is_file():
-        data.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / "train.csv", data / "train.csv")
-        with (source / "validation.csv").open(encoding="utf-8", newline="") as file:
-            head, *rows = csv.reader(file)
-        for name, first in (("validation", half), ("test", 1 - half)):
-            with (data / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([head, *rows[first::2]])
+    data.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "train.csv", data / "train.csv")
+    with (source / "validation.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    for name, first in (("validation", half), ("test", 1 - half)):
+        with (data / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([head, *rows[first::2]])
     return task.model_copy(update={"data": str(data)})
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -181,35 +182,35 @@ def attend_and_score(
     References:
         Kim et al. 2022, Learned Token Pruning for Transformers, section 3, the importance score.
     """
-    attended = _in_blocks if query_BHTS.is_cpu and not torch.compiler.is_exporting() else _attended
-    answer_BHTS, given_BT = attended(query_BHTS, real_BT, key_BHTS, value_BHTS, real_BT, scaling, dropout)
+    states = (query_BHTS, key_BHTS, value_BHTS, real_BT)
+    attended = partial(_attended, scaling=scaling, dropout=dropout)
+    in_blocks = query_BHTS.is_cpu and not torch.compiler.is_exporting()
+    answer_BHTS, given_BT = _in_blocks(attended, *states) if in_blocks else attended(*states, real_BT)
     return answer_BHTS, given_BT / (query_BHTS.shape[1] * real_BT.sum(dim=1, keepdim=True).clamp_min(1))
 
 
 def _in_blocks(
-    query_BHTS: Tensor,
-    asks_BT: Tensor,
-    key_BHTS: Tensor,
-    value_BHTS: Tensor,
-    real_BT: Tensor,
-    scaling: float,
-    dropout: float,
+    attended: Callable[..., tuple[Tensor, Tensor]], query_BHTS: Tensor, *others: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return what `_attended` does, some rows after the other, and where one is too large, some of its tokens."""
+    """Return what `_attended` does, some rows after the other, and where one is too large, some of its tokens.
+
+    Args:
+        attended: of the states, and which of the tokens that ask are there.
+        query_BHTS: of all tokens.
+        others: key_BHTS, value_BHTS and real_BT.
+    """
     _, heads, tokens, _ = query_BHTS.shape
     rows = max(1, AT_ONCE // (heads * tokens * tokens))
     asking = tokens if rows > 1 else max(1, AT_ONCE // (heads * tokens))
     # in one piece, or each product would copy what all blocks of a row read
-    inputs = (query_BHTS, asks_BT, key_BHTS.contiguous(), value_BHTS.contiguous(), real_BT)
+    inputs = (query_BHTS, *(one.contiguous() for one in others))
     found = []
-    for query, asks, key, value, real in zip(*(one.split(rows) for one in inputs), strict=True):
+    for query, key, value, real in zip(*(one.split(rows) for one in inputs), strict=True):
         # room for all before the blocks: what is asked for between them would cut up the memory that they leave
         answer, given = torch.empty_like(query), torch.zeros(real.shape, device=real.device)
         for at in range(0, tokens, asking):
             block = slice(at, at + asking)
-            answer[:, :, block], more = _attended(
-                query[:, :, block], asks[:, block], key, value, real, scaling, dropout
-            )
+            answer[:, :, block], more = attended(query[:, :, block], key, value, real, real[:, block])
             given += more
         found.append((answer, given))
     answers_BHTS, given_BT = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -218,10 +219,11 @@ def _in_blocks(
 
 def _attended(
     query_BHQS: Tensor,
-    asks_BQ: Tensor,
     key_BHTS: Tensor,
     value_BHTS: Tensor,
     real_BT: Tensor,
+    asks_BQ: Tensor,
+    *,
     scaling: float,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
